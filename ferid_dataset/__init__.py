@@ -1,0 +1,9 @@
+"""FERID, the data wing: from labelled face pictures to the rows that `load_dataset("ferid", "category")` reads.
+
+The road, each file one station: `sources/` read what lies on disk -> `verify.py` opens every picture -> `faces.py`
+looks for faces -> `ferid.py`, the builder, joins them to rows -> `build.py` writes the folder. `labels.py` owns the
+words for expressions, `prompts.py` the wording of instructions. Nothing is imported here, so importing it is instant:
+
+    from ferid_dataset.build import build_ferid
+    build_ferid("ferid", folder="photos")
+"""

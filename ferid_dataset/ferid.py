@@ -1,0 +1,221 @@
+"""The dataset builder: joins samples, instructions and face priors to FERID rows, a column at a time.
+
+    Ferid(config_name="category", folder="photos")       then .download_and_prepare() and .as_dataset(split="train"),
+                                                          or .as_streaming_dataset(split="train")
+One row, the same columns for both configs:
+
+    id "folder/train/anger/0001" · source "folder" · media_type "image" · images [<PIL image>] · label "anger"
+    messages [{"role": "user", "content": "What is the facial expression of the person in the image? Choose one ..."},
+              {"role": "assistant", "content": "anger"}]
+    options ["happiness", "anger"] · attributes {"age": None, "gender": None, "race": None}
+    faces [[{"box": [30, 24, 75, 70], "score": 1.2, "landmarks": [[30, 40], ...], "embedding": [0.1, ...], ...}]]
+
+`faces` has one list a frame, its faces the largest first, boxes and landmarks in pixels of the picture as it loads; an
+empty list means that no face was found, a null column that nobody looked. The file also works as a loading script of
+`datasets` 3.6, hence the list syntax of features and one import a line.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from ferid_dataset.errors import FeridError
+from ferid_dataset.prompts import category_question
+from ferid_dataset.sources.base import SPLITS
+from ferid_dataset.sources.folder import read_folder
+
+logger = datasets.utils.logging.get_logger(__name__)
+
+string = datasets.Value("string")
+float32 = datasets.Value("float32")
+
+FEATURES = datasets.Features(
+    {
+        "id": string,
+        "source": string,
+        "media_type": string,
+        "images": [datasets.Image()],
+        "messages": [{"role": string, "content": string}],
+        "label": string,
+        "options": [string],
+        "attributes": {"age": string, "gender": string, "race": string},
+        "faces": [
+            [
+                {
+                    "box": datasets.Sequence(float32, length=4),
+                    "score": float32,
+                    "landmarks": [datasets.Sequence(float32, length=2)],
+                    "embedding": [float32],
+                    "age": float32,
+                    "gender": string,
+                }
+            ]
+        ],
+    }
+)
+MESSAGES = FEATURES.arrow_schema.field("messages").type
+FACES = FEATURES.arrow_schema.field("faces").type
+ROWS_PER_SHARD = 10_000
+
+
+@dataclass
+class FeridConfig(datasets.BuilderConfig):
+    """What a FERID is built from.
+
+    Args:
+        folder: a folder of labelled pictures, read by `sources/folder.py`.
+        samples: a table of `sources.base.SAMPLES` instead, when the samples have been read already.
+        annotations: a folder of `<source>/<split>.jsonl`, lines of `{"id", "messages"}`: the conversations.
+        faces: a folder of `<source>/<split>.parquet`, the face priors that `faces.py` writes.
+    """
+
+    folder: str | None = None
+    samples: pa.Table | None = None
+    annotations: str | None = None
+    faces: str | None = None
+
+    def read_samples(self) -> pa.Table:
+        if self.samples is not None:
+            return self.samples
+        if self.folder is None:
+            raise FeridError('FERID is built from your own pictures: pass folder="path/to/pictures"')
+        reading = read_folder(self.folder)
+        if reading.rejected:
+            logger.warning(
+                f"{len(reading.rejected)} files of {self.folder} are left out, such as {reading.rejected[0]}"
+            )
+        return reading.samples
+
+    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
+        """`datasets` caches by arguments; here by what they point to, so that a change is never served stale."""
+        self.samples = self.read_samples()
+        files = [file for root in (self.annotations, self.faces) if root for file in sorted(Path(root).glob("*/*"))]
+        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return super().create_config_id({"samples": self.samples, "files": stamps}, custom_features)
+
+
+class Ferid(datasets.ArrowBasedBuilder):
+    """Facial Expression Recognition Instruction Dataset: configs `category` (closed set) and `conversation`."""
+
+    BUILDER_CONFIG_CLASS = FeridConfig
+    BUILDER_CONFIGS = [
+        FeridConfig(name="category", description="one closed-set question a picture; the answer is the bare label"),
+        FeridConfig(name="conversation", description="generated turns about the expression and its cues"),
+    ]
+    DEFAULT_CONFIG_NAME = "category"
+
+    def _info(self):
+        return datasets.DatasetInfo(
+            description="FERID: pictures and clips of faces with instructions about their expression.",
+            features=FEATURES,
+        )
+
+    def _split_generators(self, dl_manager):
+        samples = self.config.read_samples()
+        if self.config.name == "category":
+            messages = category_messages(samples)
+        else:
+            messages = conversation_messages(samples, self.config.annotations)
+        samples = samples.append_column("messages", messages).filter(messages.is_valid())
+        if not len(samples):
+            raise FeridError(f"there are no rows of the config {self.config.name}: no annotation is of a picture here")
+        splits = []
+        for split in SPLITS:
+            rows = np.flatnonzero(pc.equal(samples["split"], split))
+            # A list of tables counts as shards: for num_proc and for the workers of a streaming loader. `take` copies;
+            # a slice would travel to a worker with the whole table behind it.
+            starts = range(0, len(rows), ROWS_PER_SHARD)
+            if shards := [samples.take(rows[start : start + ROWS_PER_SHARD]) for start in starts]:
+                splits.append(datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}))
+        return splits
+
+    def _generate_tables(self, shards):
+        for index, samples in enumerate(shards):
+            columns = {name: samples[name] for name in FEATURES if name in samples.column_names}
+            columns["images"] = _images(samples["paths"].combine_chunks())
+            columns["faces"] = _faces(samples, self.config.faces)
+            yield index, pa.table([columns[name] for name in FEATURES], list(FEATURES))
+
+
+def category_messages(samples: pa.Table) -> pa.Array:
+    """One closed-set question and its answer for each sample: a column of the type of `messages`."""
+    keys = pc.binary_join_element_wise(samples["media_type"], pc.binary_join(samples["options"], ","), ":")
+    keys = keys.combine_chunks().dictionary_encode()
+    questions = []
+    for key in keys.dictionary.to_pylist():  # the few combinations that occur, not the rows
+        media_type, options = key.split(":")
+        questions.append(category_question(options.split(","), media_type))
+    questions = pa.array(questions, pa.string()).take(keys.indices)
+
+    rows = len(samples)
+    answers = samples["label"].combine_chunks()
+    turns = pa.concat_arrays([questions, answers]).take(pa.array(np.arange(2 * rows).reshape(2, rows).T.ravel()))
+    roles = pa.array(["user", "assistant"]).take(pa.array(np.tile([0, 1], rows)))
+    offsets = pa.array(np.arange(0, 2 * rows + 1, 2), pa.int32())
+    return pa.ListArray.from_arrays(
+        offsets, pa.StructArray.from_arrays([roles, turns], fields=list(MESSAGES.value_type))
+    )
+
+
+def conversation_messages(samples: pa.Table, annotations: str | None) -> pa.ChunkedArray:
+    """The annotated turns of each sample, null where it has none.
+
+    Raises:
+        FeridError: no annotations, a file that is not JSON lines of `id` and `messages`, an id that comes twice.
+    """
+    files = sorted(Path(annotations or "").glob("*/*.jsonl")) if annotations else []
+    if not files:
+        raise FeridError(
+            "conversations need annotations: a folder that holds <source>/<split>.jsonl with id and messages"
+        )
+    table = pa.concat_tables([_read_annotations(file) for file in files])
+    if pc.count_distinct(table["id"]).as_py() < len(table):
+        raise FeridError(f"an id comes twice in {annotations}: keep one line for each picture")
+    return table["messages"].take(pc.index_in(samples["id"], table["id"]))
+
+
+def _read_annotations(file: Path) -> pa.Table:
+    schema = pa.schema({"id": pa.string(), "messages": MESSAGES})
+    if not file.stat().st_size:  # a generation that has just begun
+        return schema.empty_table()
+    try:
+        table = pyarrow.json.read_json(
+            file,
+            # a line may be as long as a block
+            read_options=pyarrow.json.ReadOptions(block_size=1 << 24),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except pa.ArrowInvalid as error:
+        raise FeridError(f'{file} is not JSON lines of {{"id", "messages"}}: {error}') from error
+    if any(table[name].null_count for name in schema.names):
+        raise FeridError(f"{file} has a line without id or messages: mend or remove it")
+    return table.select(schema.names)
+
+
+def _images(paths: pa.ListArray) -> pa.ListArray:
+    """Paths to pictures: {"bytes": None, "path"}, so nothing is copied."""
+    offsets = pc.subtract(paths.offsets, paths.offsets[0])
+    files = paths.flatten()
+    pictures = pa.StructArray.from_arrays([pa.nulls(len(files), pa.binary()), files], ["bytes", "path"])
+    return pa.ListArray.from_arrays(offsets, pictures)
+
+
+def _faces(samples: pa.Table, folder: str | None) -> pa.Array | pa.ChunkedArray:
+    """The face priors of each sample, null where nobody looked."""
+    files = set()
+    if folder:
+        pairs = samples.select(["source", "split"]).group_by(["source", "split"]).aggregate([]).to_pylist()
+        files = {os.path.join(folder, pair["source"], f"{pair['split']}.parquet") for pair in pairs}
+    files = sorted(filter(os.path.exists, files))
+    if not files:
+        return pa.nulls(len(samples), FACES)
+    wanted = [("id", "in", samples["id"].to_pylist())]
+    found = pa.concat_tables([pq.read_table(file, columns=["id", "faces"], filters=wanted) for file in files])
+    return found["faces"].take(pc.index_in(samples["id"], found["id"]))

@@ -1,0 +1,1 @@
+"""One module a source dataset: each reads its own layout on disk into the columns of `base.SAMPLES`."""

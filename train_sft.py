@@ -1,0 +1,78 @@
+"""Fine-tune EMO-LLaMA on FERID with TRL's SFTTrainer.
+
+    accelerate launch train_sft.py --config configs/sft/quickstart.yaml
+
+Any field of the recipe can be given on the command line, where it wins over the file:
+
+    accelerate launch train_sft.py --config configs/sft/quickstart.yaml \
+        --model_name_or_path runs/quickstart/checkpoint --dataset_name runs/quickstart/ferid \
+        --output_dir runs/quickstart/adapter --learning_rate 3e-4
+
+Two processes on a machine without GPU (`accelerate launch --cpu --num_processes 2` would start one):
+
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 train_sft.py --config ...
+
+A recipe says what is trained: LoRA on the language model (`lora_target_modules`) and the new modules in full
+(`lora_modules_to_save`). Everything else is frozen. A run that was stopped goes on from its last saved step.
+"""
+
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config
+from trl.trainer import utils as trl_utils
+
+import modeling_emo_llama  # noqa: F401  registers the classes
+from ferid_dataset.collate import FeridCollator
+
+
+def set_prior_statistics(model, dataset) -> None:
+    """Standardise the face priors by the training faces; a checkpoint that has its statistics already keeps them."""
+    mining = model.model.face_info_mining
+    faces = [face for row in dataset.select_columns("faces") for found in row["faces"] or [] for face in found[:1]]
+    if mining.embedding_mean.any() or len(faces) < 2:
+        return
+    mining.set_prior_statistics(
+        torch.tensor([face["landmarks"] for face in faces]), torch.tensor([face["embedding"] for face in faces])
+    )
+
+
+def score_only_answers() -> None:
+    """Have TRL compute the loss of the answer's few tokens only, on a CPU too.
+
+    Where there is no Triton, TRL 1.16 projects every position onto the vocabulary and masks the result afterwards.
+    With prompts of 60 tokens and answers of 3 that is 44 % of a training step of a 135M model. The loss is the same.
+    """
+    trl_utils._use_triton = lambda device: True  # read by the fused head to choose the positions, nowhere else there
+
+
+def main(script_args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+    )
+    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
+    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    train_dataset = dataset[script_args.dataset_train_split]
+    set_prior_statistics(model, train_dataset)
+
+    if training_args.use_cpu:
+        score_only_answers()
+    trainer = SFTTrainer(
+        model=model,
+        args=training_args,
+        data_collator=FeridCollator(processor, assistant_only_loss=training_args.assistant_only_loss),
+        train_dataset=train_dataset,
+        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+    )
+    output_dir = Path(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output_dir) if output_dir.is_dir() else None)
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config())
