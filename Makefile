@@ -13,8 +13,8 @@ help:
 	@echo "make quickstart               build, train, evaluate and ask a small EMO-LLaMA on 600 drawn faces"
 	@echo "make quickstart DATA=FOLDER   the same on your pictures: FOLDER/{train,test}/<emotion>/*.{jpg,jpeg,png,tif}"
 	@echo "make quickstart FRESH=1       the same from the start, instead of resuming"
-	@echo "make test                     the tests that take minutes together"
-	@echo "make test-slow                the long ones"
+	@echo "make test                     the tests, without the long ones"
+	@echo "make test-slow                the long ones: whole trainings, launches of several processes"
 	@echo "make lint                     ruff check and ruff format --check"
 	@echo "make bench                    every script of benchmarks/"
 

@@ -16,6 +16,7 @@ A recipe says what is trained: LoRA on the language model (`lora_target_modules`
 (`lora_modules_to_save`). Everything else is frozen. A run that was stopped goes on from its last saved step.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +27,17 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, 
 from trl.trainer import utils as trl_utils
 
 import modeling_emo_llama  # noqa: F401  registers the classes
+from ferid_dataset.align import align
 from ferid_dataset.collate import FeridCollator
+
+
+@dataclass
+class StageArguments:
+    align_epochs: float = field(
+        default=0,
+        metadata={"help": "Epochs of the align stage, which opens the run: picture tokens learn the labels' words."},
+    )
+    align_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the align stage."})
 
 
 def set_prior_statistics(model, dataset) -> None:
@@ -49,7 +60,11 @@ def score_only_answers() -> None:
     trl_utils._use_triton = lambda device: True  # read by the fused head to choose the positions, nowhere else there
 
 
-def main(script_args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+def main(
+    script_args: ScriptArguments, stage_args: StageArguments, training_args: SFTConfig, model_args: ModelConfig
+) -> None:
+    output_dir = Path(training_args.output_dir)
+    checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
     model = AutoModelForImageTextToText.from_pretrained(
         model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
     )
@@ -57,7 +72,15 @@ def main(script_args: ScriptArguments, training_args: SFTConfig, model_args: Mod
     dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
     train_dataset = dataset[script_args.dataset_train_split]
     set_prior_statistics(model, train_dataset)
-
+    if stage_args.align_epochs and checkpoint is None:
+        align(
+            model,
+            processor,
+            train_dataset,
+            training_args,
+            epochs=stage_args.align_epochs,
+            learning_rate=stage_args.align_learning_rate,
+        )
     if training_args.use_cpu:
         score_only_answers()
     trainer = SFTTrainer(
@@ -69,10 +92,9 @@ def main(script_args: ScriptArguments, training_args: SFTConfig, model_args: Mod
         processing_class=processor,
         peft_config=get_peft_config(model_args),
     )
-    output_dir = Path(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output_dir) if output_dir.is_dir() else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((ScriptArguments, StageArguments, SFTConfig, ModelConfig)).parse_args_and_config())

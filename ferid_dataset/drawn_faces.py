@@ -23,7 +23,7 @@ from .errors import FeridError
 # 26 jaw drop, 43 lids droop.
 ACTION_UNITS: dict[str, dict[int, float]] = {
     "surprise": {1: 1.0, 2: 1.0, 5: 1.0, 25: 0.5, 26: 1.0},
-    "fear": {1: 1.0, 2: 0.5, 4: 0.5, 5: 1.0, 20: 1.0, 25: 0.8, 26: 0.35},
+    "fear": {1: 1.0, 2: 0.5, 4: 0.6, 5: 1.0, 20: 1.0, 25: 0.8, 26: 0.35},
     "disgust": {7: 0.7, 9: 1.0, 10: 1.0, 15: 0.5, 16: 0.5, 25: 0.5},
     "happiness": {6: 1.0, 12: 1.0, 25: 0.8},
     "sadness": {1: 1.0, 4: 0.5, 15: 1.0, 17: 0.6, 43: 0.5},
@@ -380,7 +380,7 @@ def _paint_hair(paint: _Canvas, mask: _Canvas, head: np.ndarray, rng: np.random.
     for outline in outlines:
         paint.fill(outline, face.hair)
         mask.fill(outline)
-    for share in rng.uniform(0, 1, 50):  # strands
+    for share in rng.uniform(0, 1, 40):  # strands
         root, tip = (points[int(share * len(points))] for points in (crown, edge))
         strand = _smooth([root * 0.98, (root + tip) / 2 * (1.05, 1.03), tip]) + rng.normal(0, 0.02, 2)
         paint.stroke(strand, face.hair * rng.uniform(0.75, 1.2), 0.02)

@@ -189,8 +189,33 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
             face_boxes, face_landmarks, face_embeddings, face_mask: see [`FaceInfoMining.forward`].
         """
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        tokens = outputs.last_hidden_state.to(self.context_attention.query_tokens.dtype)
-        side = pixel_values.shape[-1] // self.config.vision_config.patch_size
+        outputs.pooler_output = self.token_gain(
+            *self.mine_picture(
+                outputs.last_hidden_state,
+                qformer_input_ids,
+                qformer_attention_mask,
+                face_boxes,
+                face_landmarks,
+                face_embeddings,
+                face_mask,
+            )
+        )
+        return outputs
+
+    def mine_picture(
+        self,
+        vision_tokens: torch.FloatTensor,
+        qformer_input_ids: torch.LongTensor,
+        qformer_attention_mask: torch.Tensor,
+        face_boxes: torch.FloatTensor,
+        face_landmarks: torch.FloatTensor,
+        face_embeddings: torch.FloatTensor,
+        face_mask: torch.BoolTensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the vision tower saw, `(pictures, prefix + side * side, width)`, made into context, content and clues."""
+        vision = self.config.vision_config
+        tokens = vision_tokens.to(self.context_attention.query_tokens.dtype)
+        side = vision.image_size // vision.patch_size
         num_prefix_tokens = tokens.shape[1] - side * side  # CLS and registers, if the tower has any
         patches = tokens[:, num_prefix_tokens:]
 
@@ -199,8 +224,7 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         grid = F.adaptive_avg_pool2d(grid, self.config.content_grid)
         content = self.multi_modal_projector(grid.flatten(2).transpose(1, 2))
         clues = self.face_info_mining(patches, face_boxes, face_landmarks, face_embeddings, face_mask)
-        outputs.pooler_output = self.token_gain(context, content, clues)
-        return outputs
+        return context, content, clues
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor

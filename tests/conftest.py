@@ -22,3 +22,13 @@ def shared_faces() -> Path:
     if not (folder / "train").is_dir():
         pytest.skip(f"no real photos in {folder}; FERID_SHARED_FACES may name their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """The folder that `emo-llama create --preset tiny-random` writes; not to be changed by a test."""
+    from modeling_emo_llama.create_checkpoint import create_checkpoint  # brings torch, which most tests do without
+
+    out = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    create_checkpoint(out, preset="tiny-random")
+    return out

@@ -10,8 +10,9 @@ from PIL import Image
 
 from ferid_dataset.drawn_faces import ACTION_UNITS, FaceParameters, draw_face, draw_faces, face_curves, sample_face
 from ferid_dataset.errors import FeridError
+from ferid_dataset.labels import LABELS
 
-EXPRESSIONS = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+EXPRESSIONS = LABELS[:7]
 
 
 def digests(root: Path) -> dict[str, str]:

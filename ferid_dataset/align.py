@@ -1,0 +1,117 @@
+"""The align stage: picture tokens learn to look, to the language model, like the words of their label.
+
+LLaVA and LLaMA-VID align vision and language by training the projectors against a frozen language model. That costs a
+pass through the language model for every step. Here the same modules are trained against its embedding table alone:
+the mean token of each kind (context, content, clue) is compared with the mean embedding of each label's words, and the
+right label should be nearest (a contrastive loss as in CLIP, Radford et al. 2021, with the labels as the texts). The
+vision tower is frozen, so its output is computed once a picture, and an epoch takes seconds.
+"""
+
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Trainer, TrainingArguments
+
+from ferid_dataset.collate import FeridCollator
+
+MOST_PICTURES = 8192  # kept in memory as the vision tower saw them: 1.6 GB for a ViT-S/14
+
+
+class PictureAlignment(nn.Module):
+    """
+    Args:
+        backbone ([`EmoLlamaModel`]): its picture modules are what is trained.
+        words (`torch.Tensor` of shape `(labels, hidden_size)`): unit vectors, one a label.
+        class_weights (`torch.Tensor` of shape `(labels,)`).
+    """
+
+    temperature = 0.1
+
+    def __init__(self, backbone: nn.Module, words: torch.Tensor, class_weights: torch.Tensor):
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("words", words)
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, labels: torch.LongTensor, **picture: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss = 0.0
+        for tokens in self.backbone.mine_picture(**picture):  # (pictures, tokens, hidden_size)
+            similarity = F.normalize(tokens.float().mean(1), dim=-1) @ self.words.T / self.temperature
+            loss = loss + F.cross_entropy(similarity, labels, weight=self.class_weights)
+        return {"loss": loss}
+
+
+def label_words(model, tokenizer, labels: list[str]) -> torch.Tensor:
+    """Unit vectors `(labels, hidden_size)`: the mean embedding of a label's tokens, less the mean of all tokens."""
+    table = model.get_input_embeddings().weight.detach().float()
+    words = [table[tokenizer(label, add_special_tokens=False)["input_ids"]].mean(0) for label in labels]
+    return F.normalize(torch.stack(words) - table.mean(0), dim=-1)
+
+
+@torch.inference_mode()
+def look_at_pictures(model, processor, dataset, labels: list[str], batch_size: int = 32) -> list[dict]:
+    """What `mine_picture` needs of every row's picture, and the label's index: one dict of CPU tensors a row.
+
+    A still of the ViT-S/14 takes 200 KB in bfloat16.
+    """
+    collator, device, looked = FeridCollator(processor), model.device, []
+    for start in range(0, len(dataset), batch_size):
+        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        batch = collator(rows)
+        pixels = batch["pixel_values"].to(device, model.model.vision_tower.dtype)
+        columns = {k: v for k, v in batch.items() if k.startswith(("qformer_", "face_"))}
+        columns["vision_tokens"] = model.model.vision_tower(pixels).last_hidden_state.cpu()
+        columns["labels"] = torch.tensor([labels.index(row["label"]) for row in rows])
+        looked += [{name: column[i].clone() for name, column in columns.items()} for i in range(len(rows))]
+    return looked
+
+
+def join(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of what `look_at_pictures` returned; questions of different lengths are padded with masked zeros."""
+    batch = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0] if name != "labels"}
+    return {**batch, "labels": torch.stack([row["labels"] for row in rows])}
+
+
+def align(model, processor, dataset, args: TrainingArguments, *, epochs: float, learning_rate: float = 1e-3) -> None:
+    """Train the picture modules of `model` in place: everything but the vision tower and the language model.
+
+    Args:
+        model ([`EmoLlamaForConditionalGeneration`]).
+        dataset: FERID rows; of more than `MOST_PICTURES` an even sample is taken.
+        args ([`TrainingArguments`]): of the run that this stage opens; device, precision and seed are taken from it.
+    """
+    if len(dataset) > MOST_PICTURES:
+        dataset = dataset.shuffle(seed=args.seed).select(range(MOST_PICTURES))
+    counts = Counter(dataset["label"])
+    labels = sorted(counts)
+    # A square root between no weights and full balance: rare labels are heard, their few pictures not worn out.
+    rarity = torch.tensor([len(dataset) / len(labels) / counts[label] for label in labels]).sqrt()
+    alignment = PictureAlignment(model.model, label_words(model, processor.tokenizer, labels), rarity)
+    model.requires_grad_(False)
+    for name, module in model.model.named_children():
+        module.requires_grad_(name not in ("vision_tower", "language_model"))
+    Trainer(
+        model=alignment,
+        args=TrainingArguments(
+            output_dir=args.output_dir,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=32,
+            weight_decay=0.1,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.2,
+            bf16=args.bf16,
+            use_cpu=args.use_cpu,
+            seed=args.seed,
+            logging_strategy="epoch",
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+        ),
+        train_dataset=look_at_pictures(model, processor, dataset, labels),
+        data_collator=join,
+    ).train()
+    model.requires_grad_(True)

@@ -1,0 +1,216 @@
+"""The command `emo-llama`: make a checkpoint, ask it about a picture, see which faces it sees there.
+
+    emo-llama create checkpoint --preset quickstart
+    emo-llama ask runs/quickstart/adapter face.jpg --options happiness,sadness,anger
+
+A user's mistake is one sentence and exit code 2, Ctrl-C is one sentence and 130.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from rich.bar import Bar
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+QUESTION = "What is the facial expression of the person in the image?"
+MAX_NEW_TOKENS = 64
+
+app = typer.Typer(
+    name="emo-llama",
+    help="EMO-LLaMA: a language model that sees faces and their expressions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def create(
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
+    preset: Annotated[str | None, typer.Option(help="quickstart or tiny-random, instead of the two parts.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Vision tower: Hub id or folder.", metavar="ID")] = None,
+    text: Annotated[str | None, typer.Option(help="Causal language model: Hub id or folder.", metavar="ID")] = None,
+    compress_type: Annotated[str, typer.Option(help="Content tokens of a picture: mean, or grid:n.")] = "grid:2",
+    seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
+) -> None:
+    """Compose a checkpoint from a vision tower and a language model."""
+    from .create_checkpoint import create_checkpoint
+
+    start = time.perf_counter()
+    with one_sentence(), quiet_transformers(), working(f"Composing {out} from pretrained parts"):
+        create_checkpoint(out, preset=preset, vision=vision, text=text, compress_type=compress_type, seed=seed)
+    parameters, size = checkpoint_size(out)
+    seconds = time.perf_counter() - start
+    typer.echo(f"{out} is an EMO-LLaMA of {parameters / 1e6:,.1f}M parameters ({size / 1e6:,.0f} MB, {seconds:.0f} s).")
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="Checkpoint or adapter: folder or Hub id.")],
+    picture: Annotated[Path, typer.Argument(help="Picture of a face.")],
+    question: Annotated[str, typer.Option(help="What to ask.")] = QUESTION,
+    options: Annotated[
+        str | None, typer.Option(help="Answers to weigh against each other, such as anger,fear.", metavar="A,B,...")
+    ] = None,
+    no_faces: Annotated[bool, typer.Option("--no-faces", help="Ask without looking for a face.")] = False,
+) -> None:
+    """Ask a model about a picture."""
+    from .face_analysis import load_face_analyzer
+    from .load_checkpoint import load_checkpoint
+
+    choices = [choice.strip() for choice in (options or "").split(",") if choice.strip()]
+    with one_sentence(), quiet_transformers():
+        image = open_picture(picture)
+        network, processor = load_checkpoint(model)
+        analyze = None if no_faces else load_face_analyzer(processor.face_backend)
+    faces = analyze([image])[0] if analyze else []
+    if analyze and not faces:
+        fail(f"no face was found in {picture}: crop it closer, or give --no-faces to ask without face priors")
+
+    content = [{"type": "image", "image": image, "faces": faces}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    ).to(network.device)
+    answer = network.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    console = Console()
+    console.print(f"[bold]Question[/bold]  {question}", highlight=False)
+    text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    console.print(f"[bold]Answer[/bold]    {text}", highlight=False)
+    if choices:
+        console.print(option_table(network, processor.tokenizer, inputs, choices))
+
+
+@app.command()
+def faces(
+    picture: Annotated[Path, typer.Argument(help="Picture of one face or several.")],
+    draw: Annotated[Path | None, typer.Option(help="Save the picture with boxes and landmarks.", metavar="OUT")] = None,
+) -> None:
+    """Show the faces that a model would see in a picture."""
+    from .face_analysis import load_face_analyzer
+
+    with one_sentence():
+        image = open_picture(picture)
+        found = load_face_analyzer("dlib")([image])[0]
+    if not found:
+        fail(f"no face was found in {picture}: crop it closer")
+    table = Table("face", "box (left, top, right, bottom)", "score", "landmarks")
+    for number, face in enumerate(found, start=1):
+        table.add_row(str(number), ", ".join(f"{x:.0f}" for x in face.box), f"{face.score:.2f}", str(len(face.landmarks)))
+    Console().print(table)
+    if draw:
+        with one_sentence():  # a folder that is missing, a name that ends in no picture format
+            draw_faces(image, found).save(draw)
+        typer.echo(f"The picture with its faces is {draw}.")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture upright, in RGB, as the processor sees it.
+
+    Raises:
+        ValueError: no file, no picture, or a broken one.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: name a picture")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture, whatever its name says: name a JPEG, PNG or TIFF") from error
+    except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error on broken bytes
+        raise ValueError(f"{path} cannot be read, save or copy it again ({error})") from error
+
+
+def draw_faces(image: Image.Image, found: list) -> Image.Image:
+    """A copy of the picture with the box and the landmarks of each face."""
+    image = image.copy()
+    pen = ImageDraw.Draw(image)
+    width = max(1, round(max(image.size) / 300))
+    for face in found:
+        pen.rectangle(face.box.tolist(), outline="lime", width=width)
+        for point in face.landmarks.tolist():
+            pen.circle(point, width, fill="yellow")
+    return image
+
+
+def option_table(network, tokenizer, inputs, choices: list[str]) -> Table:
+    """The probability of each answer, the best first."""
+    from .option_scoring import option_probabilities, score_options
+
+    probabilities = option_probabilities(score_options(network, tokenizer, inputs, choices))[0].tolist()
+    table = Table("option", "probability", "", box=None, header_style="bold", pad_edge=False)
+    for probability, choice in sorted(zip(probabilities, choices, strict=True), reverse=True):
+        table.add_row(choice, f"{probability:.1%}", Bar(1, 0, probability, width=30))
+    return table
+
+
+def checkpoint_size(folder: Path) -> tuple[int, int]:
+    """(parameters, bytes of the weights), read from the files' headers."""
+    from safetensors import safe_open
+
+    files, parameters = list(folder.glob("*.safetensors")), 0
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    return parameters, sum(file.stat().st_size for file in files)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the reports of new weights and the bars of loading: our own words say what is done."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A line with the seconds that passed, while the block runs; nothing where the output is no terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What our own code says of a user's mistake, without a traceback. Only calls that say such things belong in it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"the package {error.name} is missing: pip install 'emo-llama[quickstart]'")
+    except (ValueError, OSError, ImportError) as error:
+        fail(" ".join(str(error).split()))
+
+
+def fail(sentence: str) -> None:
+    typer.echo(f"emo-llama: {sentence}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Runs `emo-llama`."""
+    try:
+        app(prog_name="emo-llama")
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            typer.echo("emo-llama: stopped", err=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

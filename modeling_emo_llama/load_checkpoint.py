@@ -1,0 +1,68 @@
+"""Load a model to ask it: a checkpoint, or an adapter on the checkpoint that it was trained on.
+
+    model, processor = load_checkpoint("runs/quickstart/adapter")
+
+A folder that is none is told with a remedy, where `from_pretrained` would look for it on the Hub.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from . import EmoLlamaForConditionalGeneration, EmoLlamaProcessor
+
+
+def load_checkpoint(name: str | Path) -> tuple[EmoLlamaForConditionalGeneration, EmoLlamaProcessor]:
+    """The model, in eval mode, as it was saved and on the GPU if there is one, and its processor.
+
+    Args:
+        name: a checkpoint folder (`config.json`), an adapter folder (`adapter_config.json`) or the Hub id of either.
+
+    Raises:
+        ValueError: `name` is nothing of the kind, is another kind of model, or its files are not whole.
+    """
+    base = base_checkpoint(name)
+    try:
+        model_type = AutoConfig.from_pretrained(base).model_type
+    except (OSError, ValueError) as error:  # not found; found, but it has no config.json that can be read
+        raise ValueError(f"{_no_checkpoint(name, base)}, make one with `emo-llama create` ({_line(error)})") from error
+    if model_type != "emo_llama":
+        raise ValueError(f"{base} is a {model_type!r} and no EMO-LLaMA: make one with `emo-llama create`")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name} is not whole, copy or make it again ({_line(error)})") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def base_checkpoint(name: str | Path) -> str:
+    """The checkpoint that an adapter folder was trained on; anything else is its own.
+
+    Raises:
+        ValueError: `name` is a folder of neither kind.
+    """
+    folder = Path(name)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        return json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no checkpoint, since it holds neither config.json nor adapter_config.json: "
+            "make one with `emo-llama create`, or an adapter with train_sft.py"
+        )
+    return str(name)
+
+
+def _no_checkpoint(name: str | Path, base: str) -> str:
+    if str(name) == base:
+        return f"{name} is no checkpoint, neither here nor on the Hub"
+    return f"{name} is an adapter on {base}, and there is no such checkpoint here or on the Hub"
+
+
+def _line(error: Exception) -> str:
+    """The first line of what a library says."""
+    return str(error).partition("\n")[0].rstrip(".")
