@@ -16,12 +16,13 @@ A recipe says what is trained: LoRA on the language model (`lora_target_modules`
 (`lora_modules_to_save`). Everything else is frozen. A run that was stopped goes on from its last saved step.
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 from trl.trainer import utils as trl_utils
@@ -38,6 +39,18 @@ class StageArguments:
         metadata={"help": "Epochs of the align stage, which opens the run: picture tokens learn the labels' words."},
     )
     align_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the align stage."})
+
+
+class SamplesPerSecond(TrainerCallback):
+    """Adds the speed since the start to every line of the log; the progress bar beside it has the ETA."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start, self.first_step = time.perf_counter(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            samples = (state.global_step - self.first_step) * args.train_batch_size * args.gradient_accumulation_steps
+            logs["samples_per_second"] = round(samples * args.world_size / (time.perf_counter() - self.start), 2)
 
 
 def set_prior_statistics(model, dataset) -> None:
@@ -91,6 +104,7 @@ def main(
         eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
         processing_class=processor,
         peft_config=get_peft_config(model_args),
+        callbacks=[SamplesPerSecond()],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

@@ -36,7 +36,7 @@ class PictureAlignment(nn.Module):
         self.register_buffer("words", words)
         self.register_buffer("class_weights", class_weights)
 
-    def forward(self, labels: torch.LongTensor, **picture: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, labels: torch.LongTensor, picture: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         loss = 0.0
         for tokens in self.backbone.mine_picture(**picture):  # (pictures, tokens, hidden_size)
             similarity = F.normalize(tokens.float().mean(1), dim=-1) @ self.words.T / self.temperature
@@ -51,7 +51,7 @@ def label_words(model, tokenizer, labels: list[str]) -> torch.Tensor:
     return F.normalize(torch.stack(words) - table.mean(0), dim=-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def look_at_pictures(model, processor, dataset, labels: list[str], batch_size: int = 32) -> list[dict]:
     """What `mine_picture` needs of every row's picture, and the label's index: one dict of CPU tensors a row.
 
@@ -69,10 +69,11 @@ def look_at_pictures(model, processor, dataset, labels: list[str], batch_size: i
     return looked
 
 
-def join(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def join(rows: list[dict[str, torch.Tensor]]) -> dict:
     """A batch of what `look_at_pictures` returned; questions of different lengths are padded with masked zeros."""
-    batch = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0] if name != "labels"}
-    return {**batch, "labels": torch.stack([row["labels"] for row in rows])}
+    names = rows[0].keys() - {"labels"}
+    picture = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in names}
+    return {"labels": torch.stack([row["labels"] for row in rows]), "picture": picture}
 
 
 def align(model, processor, dataset, args: TrainingArguments, *, epochs: float, learning_rate: float = 1e-3) -> None:

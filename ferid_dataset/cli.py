@@ -1,8 +1,11 @@
 """The command `ferid`: small functions, each importing its heavy parts itself, so that --help is instant.
 
-ferid build ferid --folder photos --faces dlib
+ferid draw pictures
+ferid build ferid --folder pictures --faces dlib
+ferid evaluate --model adapter --data ferid --output results
 """
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def ferid() -> None:
-    """Without a callback, typer would drop the name of a lone command."""
 
 
 @app.command()
@@ -58,6 +56,59 @@ def build(
         num_proc=num_proc,
     )
     typer.echo(summary)
+
+
+@app.command()
+def draw(
+    out: Annotated[Path, typer.Argument(help="Folder to write: OUT/{train,test}/<emotion>/drawn_*.png")],
+    count: Annotated[int, typer.Option(help="Pictures to draw, 35 or more.")] = 600,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
+) -> None:
+    """Draw a sample of labelled faces, to try everything without photographs."""
+    from functools import partial
+
+    from datasets.utils import tqdm
+
+    from ferid_dataset.drawn_faces import draw_faces
+
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise FeridError(f"{out} is not an empty folder: name a new one for the drawn faces")
+    unfinished = out.with_name(f"{out.name}.unfinished")  # of a run that was stopped, perhaps with another seed
+    shutil.rmtree(unfinished, ignore_errors=True)
+    draw_faces(unfinished, count=count, seed=seed, progress=partial(tqdm, desc="draw", unit=" pictures"))
+    if out.exists():
+        out.rmdir()
+    unfinished.rename(out)
+    typer.echo(f"{out} holds {count} drawn faces: build FERID from them with `ferid build ferid --folder {out}`.")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Checkpoint or adapter: folder or Hub id.")],
+    data: Annotated[str, typer.Option(help="The folder that ferid build wrote, or a Hub id.", metavar="FERID")],
+    output: Annotated[Path, typer.Option(help="Folder of the results.", metavar="DIR")],
+    split: Annotated[str, typer.Option(help="Rows to predict.")] = "test",
+    source: Annotated[str | None, typer.Option(help="Only rows of this source, such as folder.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows that run together.", min=1)] = 16,
+) -> None:
+    """Measure a model: WAR, UAR, recalls, and the confusion matrix."""
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils import logging
+
+    from ferid_dataset.evaluate.run import evaluate
+
+    logging.disable_progress_bar()  # one bar, ours
+    metrics = evaluate(model, data, output, split=split, source=source, batch_size=batch_size)
+    table = Table("", "rate", "95 % interval", "n", title=f"{split} of {data}")
+    for key in ("war", "uar"):
+        low, high = metrics[f"{key}_ci95"]
+        table.add_row(key.upper(), f"{metrics[key]:.3f}", f"{low:.3f} to {high:.3f}", str(metrics["n"]))
+    table.add_row("invalid answers", f"{metrics['invalid_rate']:.3f}", "", str(metrics["n"]), end_section=True)
+    for label, row in metrics["recall"].items():
+        table.add_row(f"recall of {label}", f"{row['recall']:.3f}", "", str(row["n"]))
+    Console().print(table)
+    typer.echo(f"{output} holds metrics.json, predictions.jsonl and confusion_matrix.png.")
 
 
 def main() -> None:

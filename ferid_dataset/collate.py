@@ -1,8 +1,8 @@
 """From FERID rows to what the model reads: one conversion for training and for evaluation.
 
-    {"images": [picture], "faces": [[face]], "messages": [{"role": "user", "content": "What is ..."}, ...], ...}
-    -> [{"role": "user", "content": [{"type": "image", "image": picture, "faces": [face]},
-                                     {"type": "text", "text": "What is ..."}]}, ...]
+{"images": [picture], "faces": [[face]], "messages": [{"role": "user", "content": "What is ..."}, ...], ...}
+-> [{"role": "user", "content": [{"type": "image", "image": picture, "faces": [face]},
+                                 {"type": "text", "text": "What is ..."}]}, ...]
 """
 
 from typing import Any

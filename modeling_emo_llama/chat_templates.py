@@ -1,6 +1,10 @@
 """How a conversation is written for the language model, and how the user's turns are found in it again.
 
-    <|im_start|>user\\n<image>\\nWhat is the facial expression ...?<|im_end|>\\n<|im_start|>assistant\\nhappiness<|im_end|>
+    <|im_start|>user
+    <image>
+    What is the facial expression of the person in the image?<|im_end|>
+    <|im_start|>assistant
+    happiness<|im_end|>
 
 `{% generation %}` marks what is learned: the assistant's words and the token that ends them.
 """

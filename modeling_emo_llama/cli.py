@@ -46,11 +46,14 @@ def create(
     from .create_checkpoint import create_checkpoint
 
     start = time.perf_counter()
-    with one_sentence(), quiet_transformers(), working(f"Composing {out} from pretrained parts"):
+    silence_transformers()
+    with one_sentence(), working(f"Composing {out} from pretrained parts"):
         create_checkpoint(out, preset=preset, vision=vision, text=text, compress_type=compress_type, seed=seed)
     parameters, size = checkpoint_size(out)
     seconds = time.perf_counter() - start
-    typer.echo(f"{out} is an EMO-LLaMA of {parameters / 1e6:,.1f}M parameters ({size / 1e6:,.0f} MB, {seconds:.0f} s).")
+    typer.echo(
+        f"{out} holds an EMO-LLaMA: {parameters / 1e6:,.1f}M parameters, {size / 1e6:,.0f} MB, {seconds:.0f} s."
+    )
 
 
 @app.command()
@@ -68,7 +71,8 @@ def ask(
     from .load_checkpoint import load_checkpoint
 
     choices = [choice.strip() for choice in (options or "").split(",") if choice.strip()]
-    with one_sentence(), quiet_transformers():
+    silence_transformers()
+    with one_sentence():
         image = open_picture(picture)
         network, processor = load_checkpoint(model)
         analyze = None if no_faces else load_face_analyzer(processor.face_backend)
@@ -85,18 +89,16 @@ def ask(
         add_generation_prompt=True,
     ).to(network.device)
     answer = network.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-    console = Console()
-    console.print(f"[bold]Question[/bold]  {question}", highlight=False)
     text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    console.print(f"[bold]Answer[/bold]    {text}", highlight=False)
+    typer.echo(f"Question  {question}\nAnswer    {text}")
     if choices:
-        console.print(option_table(network, processor.tokenizer, inputs, choices))
+        Console().print(option_table(network, processor.tokenizer, inputs, choices))
 
 
 @app.command()
 def faces(
     picture: Annotated[Path, typer.Argument(help="Picture of one face or several.")],
-    draw: Annotated[Path | None, typer.Option(help="Save the picture with boxes and landmarks.", metavar="OUT")] = None,
+    draw: Annotated[Path | None, typer.Option(help="Picture to write, with boxes and landmarks.")] = None,
 ) -> None:
     """Show the faces that a model would see in a picture."""
     from .face_analysis import load_face_analyzer
@@ -108,7 +110,8 @@ def faces(
         fail(f"no face was found in {picture}: crop it closer")
     table = Table("face", "box (left, top, right, bottom)", "score", "landmarks")
     for number, face in enumerate(found, start=1):
-        table.add_row(str(number), ", ".join(f"{x:.0f}" for x in face.box), f"{face.score:.2f}", str(len(face.landmarks)))
+        box = ", ".join(f"{x:.0f}" for x in face.box)
+        table.add_row(str(number), box, f"{face.score:.2f}", str(len(face.landmarks)))
     Console().print(table)
     if draw:
         with one_sentence():  # a folder that is missing, a name that ends in no picture format
@@ -167,14 +170,12 @@ def checkpoint_size(folder: Path) -> tuple[int, int]:
     return parameters, sum(file.stat().st_size for file in files)
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the reports of new weights and the bars of loading: our own words say what is done."""
+def silence_transformers() -> None:
+    """No reports of new weights, no bars of loading: our own words say what is done."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield
 
 
 @contextmanager
@@ -188,7 +189,7 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """What our own code says of a user's mistake, without a traceback. Only calls that say such things belong in it."""
+    """Says a user's mistake without a traceback. Only calls whose own checks raise these errors belong in it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
 """The sizes of an EMO-LLaMA, and the one rule that says how many tokens a picture takes in the prompt.
 
-The inner sizes of the published EMO-LLaMA (Xing et al., arXiv 2408.11424; IJCV 2026) are not public: every size here is
-a field with a default that is consistent with the published description, and LLaMA-VID's own values
-(Li et al., arXiv 2311.17043) where the description is silent.
+The inner sizes of the published EMO-LLaMA (Xing et al., arXiv 2408.11424; IJCV 2026) are not public: every size here
+is a field with a default that is consistent with the published description, and with LLaMA-VID (Li et al., arXiv
+2311.17043) where that is silent.
 
     EmoLlamaConfig(compress_type="grid:2", face_config={"num_clue_tokens": 8}).image_seq_length == 1 + 4 + 8
 """

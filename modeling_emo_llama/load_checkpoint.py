@@ -2,7 +2,7 @@
 
     model, processor = load_checkpoint("runs/quickstart/adapter")
 
-A folder that is none is told with a remedy, where `from_pretrained` would look for it on the Hub.
+What is none is told in a sentence with a remedy, where `from_pretrained` has a page of traceback.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import find_adapter_config_file
 
 from . import EmoLlamaForConditionalGeneration, EmoLlamaProcessor
 
@@ -28,7 +29,7 @@ def load_checkpoint(name: str | Path) -> tuple[EmoLlamaForConditionalGeneration,
     try:
         model_type = AutoConfig.from_pretrained(base).model_type
     except (OSError, ValueError) as error:  # not found; found, but it has no config.json that can be read
-        raise ValueError(f"{_no_checkpoint(name, base)}, make one with `emo-llama create` ({_line(error)})") from error
+        raise ValueError(f"{_no_checkpoint(name, base)}: make one with `emo-llama create` ({_line(error)})") from error
     if model_type != "emo_llama":
         raise ValueError(f"{base} is a {model_type!r} and no EMO-LLaMA: make one with `emo-llama create`")
     try:
@@ -40,27 +41,33 @@ def load_checkpoint(name: str | Path) -> tuple[EmoLlamaForConditionalGeneration,
 
 
 def base_checkpoint(name: str | Path) -> str:
-    """The checkpoint that an adapter folder was trained on; anything else is its own.
+    """The checkpoint that an adapter was trained on; a checkpoint is its own.
 
     Raises:
-        ValueError: `name` is a folder of neither kind.
+        ValueError: `name` is a folder of neither, or its `adapter_config.json` is broken.
     """
     folder = Path(name)
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        return json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise ValueError(
             f"{folder} is no checkpoint, since it holds neither config.json nor adapter_config.json: "
             "make one with `emo-llama create`, or an adapter with train_sft.py"
         )
-    return str(name)
+    try:
+        adapter = find_adapter_config_file(str(name))  # in the folder or on the Hub
+    except OSError:  # no name that the Hub can have
+        adapter = None
+    if adapter is None:
+        return str(name)
+    try:
+        return json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{adapter} is not whole, copy or make the adapter again ({_line(error)})") from error
 
 
 def _no_checkpoint(name: str | Path, base: str) -> str:
     if str(name) == base:
-        return f"{name} is no checkpoint, neither here nor on the Hub"
-    return f"{name} is an adapter on {base}, and there is no such checkpoint here or on the Hub"
+        return f"{name} is no checkpoint that can be read, here or on the Hub"
+    return f"{name} is an adapter on {base}, which is no checkpoint that can be read, here or on the Hub"
 
 
 def _line(error: Exception) -> str:

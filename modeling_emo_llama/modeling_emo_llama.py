@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from transformers import AutoModel, GenerationMixin, InstructBlipQFormerModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .configuration_emo_llama import EmoLlamaConfig
@@ -148,7 +147,8 @@ class VisualTokenGain(nn.Module):
         self.gains = nn.ModuleDict({kind: norm() for kind in kinds})
 
     def forward(self, context: torch.Tensor, content: torch.Tensor, clue: torch.Tensor) -> torch.Tensor:
-        return torch.cat([gain(part) for gain, part in zip(self.gains.values(), (context, content, clue))], 1)
+        parts = zip(self.gains.values(), (context, content, clue), strict=True)
+        return torch.cat([gain(part) for gain, part in parts], 1)
 
 
 class EmoLlamaModel(EmoLlamaPreTrainedModel):
@@ -212,7 +212,7 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         face_embeddings: torch.FloatTensor,
         face_mask: torch.BoolTensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the vision tower saw, `(pictures, prefix + side * side, width)`, made into context, content and clues."""
+        """Context, content and clues of what the vision tower saw, `(pictures, prefix + side * side, width)`."""
         vision = self.config.vision_config
         tokens = vision_tokens.to(self.context_attention.query_tokens.dtype)
         side = vision.image_size // vision.patch_size
@@ -229,7 +229,7 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.BoolTensor:
-        """Where the picture tokens go, `(batch, sequence, 1)`; raises when there are more or fewer places than tokens."""
+        """Where the picture tokens go, `(batch, sequence, 1)`; raises when places and tokens differ in number."""
         if input_ids is None:
             placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
@@ -341,8 +341,9 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
         The tensors come from [`EmoLlamaProcessor`]; see [`EmoLlamaModel.get_image_features`] for the visual ones.
 
         ```python
+        >>> content = [{"type": "image", "path": "face.jpg"}, {"type": "text", "text": "How does she feel?"}]
         >>> inputs = processor.apply_chat_template(
-        ...     [{"role": "user", "content": [{"type": "image", "path": "face.jpg"}, {"type": "text", "text": "How does she feel?"}]}],
+        ...     [{"role": "user", "content": content}],
         ...     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
         ... )
         >>> processor.decode(model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1]:])
@@ -363,7 +364,8 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import GenerateDecoderOnlyOutput
 
 IGNORED = -100  # cross_entropy's own `ignore_index`
 
@@ -25,6 +26,7 @@ def score_options(
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, torch.Tensor],
     options: Sequence[str],
+    prefill: GenerateDecoderOnlyOutput | None = None,
 ) -> torch.FloatTensor:
     """
     Log-probability that the model answers exactly each option and then ends its turn.
@@ -42,6 +44,9 @@ def score_options(
             `attention_mask` of shape `(batch_size, prompt_length)`, and the tensors of the pictures, if any.
         options (`Sequence[str]`):
             The answers, each written as it follows the prompt (with its leading space, if the answer has one).
+        prefill ([`GenerateDecoderOnlyOutput`], *optional*):
+            What `model.generate(**inputs, return_dict_in_generate=True, output_logits=True)` returned. The prompts,
+            which are most of the work, are then not run again. Its cache is used up.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_options)`: natural logarithms, at most 0, in float32.
@@ -61,12 +66,16 @@ def score_options(
 
     # generate()'s own positions: they skip the padding, and are 3-dimensional for models such as Qwen2-VL
     positions = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))  # [..., batch, prompt]
-    only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    prefill = model(**inputs, position_ids=positions, use_cache=True, **only_last)
-    first = prefill.logits[:, -1].float().log_softmax(-1)[:, answers[:, 0]]  # [batch, options]
+    if prefill is None:
+        only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+        outputs = model(**inputs, position_ids=positions, use_cache=True, **only_last)
+        logits, cache = outputs.logits[:, -1], outputs.past_key_values
+    else:
+        logits, cache = prefill.logits[0], prefill.past_key_values
+        cache.crop(prompt_mask.shape[1])  # without the answer that was generated
+    first = logits.float().log_softmax(-1)[:, answers[:, 0]]  # [batch, options]
 
     # From here on a row is one option of one prompt: prompt 0 with every option, then prompt 1 ...
-    cache = prefill.past_key_values
     cache.batch_repeat_interleave(num_options)
     tokens = answers[:, :-1].repeat(batch_size, 1)  # [batch * options, longest - 1]: what the model reads
     targets = answers[:, 1:].repeat(batch_size, 1)  # the same shape: what it shall say next

@@ -4,7 +4,7 @@
     messages = [{"role": "user", "content": [{"type": "image", "path": "face.jpg"}, {"type": "text", "text": "..."}]}]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
 
-    input_ids, attention_mask                    (batch, sequence)   `<image>` repeated image_seq_length times a picture
+    input_ids, attention_mask                    (batch, sequence)   `<image>` image_seq_length times a picture
     pixel_values                                 (pictures, 3, height, width)
     qformer_input_ids, qformer_attention_mask    (pictures, words)   the user's words to that picture's conversation
     face_boxes, face_landmarks                   (pictures, faces, 4), (pictures, faces, points, 2)   0..1 of the input

@@ -87,6 +87,22 @@ def test_equal_to_each_option_alone(make, tokenizer):
     assert scores.std() > 1  # not equal because everything is equal
 
 
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_what_generate_computed_is_not_computed_again(make, tokenizer):
+    model = build(make)
+    inputs = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    alone = score_options(model, tokenizer, inputs, OPTIONS)
+    generated = model.generate(
+        **inputs, do_sample=False, max_new_tokens=5, return_dict_in_generate=True, output_logits=True
+    )
+    lengths = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    torch.testing.assert_close(score_options(model, tokenizer, inputs, OPTIONS, prefill=generated), alone)
+    assert len(lengths) == 1 and lengths[0] < inputs["input_ids"].shape[1]  # the options alone
+
+
 def test_every_answer_of_a_tiny_vocabulary_sums_to_at_most_one(tokenizer):
     scores = score_options(build(tiny_llama), tokenizer, tokenizer(PROMPTS[0], return_tensors="pt"), OPTIONS)
     assert (scores <= 0).all() and scores.exp().sum() <= 1

@@ -61,7 +61,11 @@ def assistant(text: str) -> dict:
 
 def tensors(processor, conversation, **kwargs):
     return processor.apply_chat_template(
-        conversation, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True, **kwargs}
+        conversation,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, **kwargs},
     )
 
 

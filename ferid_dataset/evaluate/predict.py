@@ -50,7 +50,7 @@ def predict(
 def _predict_batch(model, processor, rows: list[dict], options: list[str], max_new_tokens: int) -> Iterator[dict]:
     for row in rows:
         if row["media_type"] != "image":
-            raise FeridError(f"{row['id']} is a {row['media_type']}: only pictures can be evaluated; build FERID of these")
+            raise FeridError(f"{row['id']} is a {row['media_type']}: build a FERID of pictures alone to evaluate")
     inputs = processor.apply_chat_template(
         [to_chat(row, answers=False) for row in rows],
         tokenize=True,
@@ -59,10 +59,13 @@ def _predict_batch(model, processor, rows: list[dict], options: list[str], max_n
         add_generation_prompt=True,
         processor_kwargs={"padding": True},
     ).to(model.device)
-    answers = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(answers, skip_special_tokens=True)
-    probabilities = option_probabilities(score_options(model, processor.tokenizer, inputs, options))  # [rows, options]
-    for row, text, shares in zip(rows, texts, probabilities.tolist(), strict=True):
+    answers = model.generate(
+        **inputs, do_sample=False, max_new_tokens=max_new_tokens, return_dict_in_generate=True, output_logits=True
+    )
+    texts = processor.batch_decode(answers.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    scores = score_options(model, processor.tokenizer, inputs, options, prefill=answers)  # [rows, options]
+    probabilities = option_probabilities(scores).tolist()
+    for row, text, shares in zip(rows, texts, probabilities, strict=True):
         yield {
             "id": row["id"],
             "source": row["source"],
