@@ -89,6 +89,7 @@ def call(label: str, command: list) -> float:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(os.cpu_count()),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow each other down on a busy machine
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
     }

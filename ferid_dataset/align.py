@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 
 from ferid_dataset.collate import FeridCollator
@@ -58,7 +59,7 @@ def look_at_pictures(model, processor, dataset, labels: list[str], batch_size: i
     A still of the ViT-S/14 takes 200 KB in bfloat16.
     """
     collator, device, looked = FeridCollator(processor), model.device, []
-    for start in range(0, len(dataset), batch_size):
+    for start in tqdm(range(0, len(dataset), batch_size), desc="look at pictures"):
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         batch = collator(rows)
         pixels = batch["pixel_values"].to(device, model.model.vision_tower.dtype)

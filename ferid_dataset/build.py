@@ -24,6 +24,7 @@ from datasets import Dataset
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCardData
 
+from ferid_dataset.drawn_faces import are_drawn
 from ferid_dataset.errors import FeridError
 from ferid_dataset.faces import count_without_face, find_faces
 from ferid_dataset.ferid import Ferid
@@ -47,9 +48,10 @@ class BuildSummary:
     rejected: int  # of those, left out
     looked: int = 0  # rows of `category` in which faces were looked for
     without_face: int = 0  # of those, without any
+    drawn: bool = False  # all of them drawn faces, no photographs
 
     def __str__(self) -> str:
-        lines = [f"{self.out}: " + ", ".join(self.options)]
+        lines = [f"{self.out}: " + ", ".join(self.options) + (" (drawn faces)" if self.drawn else "")]
         for config, splits in self.rows.items():
             lines.append(f"  {config}: " + ", ".join(f"{split} {count:,}" for split, count in splits.items()))
         if self.rejected:
@@ -109,6 +111,7 @@ def build_ferid(
             options=samples["options"][0].as_py(),
             read=read,
             rejected=len(rejected),
+            drawn=are_drawn(samples["id"].to_pylist()),
         )
         if faces:
             tables = [rows.data.table for rows in built[wanted[0]].values()]
@@ -252,6 +255,7 @@ load_dataset("{summary.out.name}", "{next(iter(files))}")  # in the folder that 
 |---|---|---|
 {counts}
 
+{"These are drawn faces, no photographs: what is measured on them says nothing about people." if summary.drawn else ""}
 Expressions: {", ".join(summary.options)}.
 Of {summary.read:,} pictures {summary.rejected:,} were left out; `rejected.jsonl` says why.
 

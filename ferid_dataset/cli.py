@@ -100,7 +100,7 @@ def evaluate(
 
     logging.disable_progress_bar()  # one bar, ours
     metrics = evaluate(model, data, output, split=split, source=source, batch_size=batch_size)
-    table = Table("", "rate", "95 % interval", "n", title=f"{split} of {data}")
+    table = Table("", "rate", "95 % interval", "n", title=metrics["measured_on"])
     for key in ("war", "uar"):
         low, high = metrics[f"{key}_ci95"]
         table.add_row(key.upper(), f"{metrics[key]:.3f}", f"{low:.3f} to {high:.3f}", str(metrics["n"]))

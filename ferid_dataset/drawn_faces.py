@@ -38,6 +38,7 @@ HAIR_VOLUME = {"none": 0.0, "short": 0.08, "fringe": 0.12, "long": 0.13, "curly"
 # Outline of the right half of the head: half-width at each height
 HEAD_Y = np.array([-1.46, -1.43, -1.3, -1.03, -0.6, -0.1, 0.4, 0.8, 1.15, 1.42, 1.66, 1.81, 1.86])
 HEAD_X = np.array([0.0, 0.28, 0.62, 0.9, 1.05, 1.08, 1.05, 0.97, 0.85, 0.68, 0.46, 0.24, 0.0])
+PREFIX = "drawn_"  # of every drawn picture's name
 README = """A drawn sample, not photographs.
 
 {count} pictures of parametric faces, drawn by ferid_dataset/drawn_faces.py (seed {seed}). They show no person and say
@@ -419,6 +420,11 @@ def draw_face(expression: str, rng: np.random.Generator, size: int = 224) -> Ima
     return Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8))
 
 
+def are_drawn(ids: Iterable[str]) -> bool:
+    """Whether these sample ids are all of drawn faces: figures on them must never pass for figures on people."""
+    return all(name.rpartition("/")[2].startswith(PREFIX) for name in ids)
+
+
 def draw_faces(
     root: str | Path,
     *,
@@ -451,5 +457,5 @@ def draw_faces(
         folder = root / ("test" if turn % 5 == 4 else "train") / expressions[which]
         folder.mkdir(parents=True, exist_ok=True)
         picture = draw_face(expressions[which], np.random.default_rng((seed, index)), size)
-        picture.save(folder / f"drawn_{index + 1:05d}.png", compress_level=1)
+        picture.save(folder / f"{PREFIX}{index + 1:05d}.png", compress_level=1)
     (root / "README.txt").write_text(README.format(count=count, seed=seed), encoding="utf-8")

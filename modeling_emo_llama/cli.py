@@ -47,7 +47,7 @@ def create(
 
     start = time.perf_counter()
     silence_transformers()
-    with one_sentence(), working(f"Composing {out} from pretrained parts"):
+    with one_sentence(), working(f"Composing {out}"):
         create_checkpoint(out, preset=preset, vision=vision, text=text, compress_type=compress_type, seed=seed)
     parameters, size = checkpoint_size(out)
     seconds = time.perf_counter() - start
@@ -182,7 +182,8 @@ def silence_transformers() -> None:
 def working(what: str) -> Iterator[None]:
     """A line with the seconds that passed, while the block runs; nothing where the output is no terminal."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what, total=None)
         yield
 

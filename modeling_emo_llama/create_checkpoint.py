@@ -147,20 +147,25 @@ def compose(
 
 def load_vision_tower(name: str) -> tuple[PreTrainedModel, LlavaImageProcessorPil]:
     """Any vision tower with patch tokens, from the Hub or a folder."""
-    tower = AutoModel.from_pretrained(name)
+    try:
+        tower, own = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"--vision {name} is no model folder and cannot be had from the Hub: {error}") from error
     tower = getattr(tower, "vision_model", tower)  # CLIP and SigLIP arrive with their text half
     if not hasattr(tower.config, "patch_size"):
         raise ValueError(f"--vision {name} is a {tower.config.model_type}, which has no patch tokens: name a ViT")
-    own = AutoImageProcessor.from_pretrained(name)
     return tower, square_image_processor(tower.config.image_size, own.image_mean, own.image_std)
 
 
 def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Any causal language model, from the Hub or a folder."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"--text {name} is no model folder and cannot be had from the Hub: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(name), tokenizer
+    return model, tokenizer
 
 
 def square_image_processor(side: int, mean: list[float], std: list[float]) -> LlavaImageProcessorPil:
@@ -254,9 +259,10 @@ def tiny_language_model() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     words = ["What is the facial expression of the person in the image?", "user assistant happiness sadness neutral"]
-    backend.train_from_iterator(
-        words, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
+    backend.train_from_iterator(words, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|pad|>", eos_token="<|im_end|>")
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -72,7 +72,7 @@ def score_options(
         logits, cache = outputs.logits[:, -1], outputs.past_key_values
     else:
         logits, cache = prefill.logits[0], prefill.past_key_values
-        cache.crop(prompt_mask.shape[1])  # without the answer that was generated
+        cache.crop(prompt_mask.shape[1] - cache.get_seq_length())  # negative: without the answer that was generated
     first = logits.float().log_softmax(-1)[:, answers[:, 0]]  # [batch, options]
 
     # From here on a row is one option of one prompt: prompt 0 with every option, then prompt 1 ...

@@ -77,12 +77,14 @@ def built(tmp_path_factory):
 
 
 def assert_sentence(result, name, *parts):
-    """Exit code 2 and, on stderr alone, one sentence that begins with the command's name and holds these parts."""
+    """Exit code 2 and, last on stderr, one line that begins with the name of the command and holds these parts."""
     code, out, err = result
     assert code == 2, (out, err)
-    assert err.startswith(f"{name}: ") and err.count("\n") == 1 and "Traceback" not in err + out
+    *bars, sentence = err.removesuffix("\n").split("\n")
+    assert sentence.startswith(f"{name}: ") and "Traceback" not in err + out
+    assert all("%" in bar or "examples/s" in bar for bar in bars), bars
     for part in parts:
-        assert str(part) in err
+        assert str(part) in sentence
 
 
 # ---- emo-llama ----
@@ -254,7 +256,14 @@ def test_evaluate_prints_the_figures(ferid, built, tiny_checkpoint, tmp_path):
     code, out, _ = ferid(*order, "--batch-size", 4)
     assert code == 0
     metrics = json.loads((tmp_path / "results/metrics.json").read_text())
-    for words in ("WAR", "UAR", "invalid answers", "recall of happiness", f"{metrics['invalid_rate']:.3f}"):
+    for words in (
+        "WAR",
+        "UAR",
+        "invalid answers",
+        "recall of happiness",
+        "drawn faces",
+        f"{metrics['invalid_rate']:.3f}",
+    ):
         assert words in out
     assert f"{tmp_path / 'results'} holds metrics.json, predictions.jsonl and confusion_matrix.png." in out
 

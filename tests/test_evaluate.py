@@ -54,6 +54,7 @@ def test_the_files_hold_what_is_returned(results, tiny_checkpoint, ferid):
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert metrics["n"] == 7 and metrics["recall"].keys() == set(OPTIONS)
     assert metrics["model"] == str(tiny_checkpoint) and metrics["data"] == str(ferid) and metrics["split"] == "test"
+    assert metrics["measured_on"] == "ferid test (drawn faces, no photographs)"
     Image.open(output / "confusion_matrix.png").verify()
 
 

@@ -149,11 +149,14 @@ def test_cache_changes_nothing(model, processor):
     torch.testing.assert_close(logits, slow_logits, atol=1e-4, rtol=0)
 
 
-def test_beam_search_and_several_answers(model, processor):
-    inputs = tensors(processor, [chat("Is she sad?"), chat("Why?", seed=1)])
-    length = inputs["input_ids"].shape[1]
+def test_several_answers_see_the_same_pictures(model, processor):
+    """`generate` repeats the inputs a row: a row's pictures must stay together."""
+    inputs = tensors(processor, [chat("Who is sad?", pictures=2), chat("Why?", seed=1), chat("Hello", pictures=0)])
+    expected, _ = generate(model, inputs, do_sample=False)
+    several, _ = generate(model, inputs, do_sample=True, top_k=1, num_return_sequences=2)  # the likeliest, twice
+    assert torch.equal(several, expected.repeat_interleave(2, 0))
     beams = model.generate(**inputs, num_beams=3, num_return_sequences=2, max_new_tokens=4)
-    assert beams.shape[0] == 4 and torch.equal(beams[0, :length], inputs["input_ids"][0])
+    assert beams.shape[0] == 6
 
 
 def test_text_only(model, processor):

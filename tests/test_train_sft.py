@@ -146,7 +146,7 @@ def test_two_processes_really_run(adapter, tiny_checkpoint, ferid, tmp_path):
         "rng_state_1.pth",
     }
     alone, together = trainer_state(adapter, 3), trainer_state(tmp_path / "adapter", 3)
-    assert alone["epoch"] == together["epoch"] == pytest.approx(3 * 4 / 21)
+    assert alone["epoch"] == together["epoch"] == 3 / 6  # of steps with 4 of 21 rows; 3 / 11 if each ran alone
     for one, two in zip(alone["log_history"][:3], together["log_history"][:3], strict=True):
         assert one["num_tokens"] == two["num_tokens"], "the same rows"
         assert one["loss"] == pytest.approx(two["loss"], rel=0.05)

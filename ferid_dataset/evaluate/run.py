@@ -3,7 +3,8 @@
     DIR/predictions.jsonl                          a line a row, see `predict.py`
     DIR/predictions-3f1c09a2b5d86e47.unfinished    its lines so far; the name stands for the model and the rows
     DIR/confusion_matrix.png
-    DIR/metrics.json                               see `metrics.py`; besides "model", "data", "split", "source"
+    DIR/metrics.json                               see `metrics.py`; besides "model", "data", "split", "source",
+                                                   "measured_on": "ferid test (drawn faces, no photographs)"
 
 A run that was stopped goes on with the row that it had come to; one that is complete is begun anew.
 """
@@ -16,6 +17,7 @@ from datasets import Dataset, load_dataset
 from datasets.fingerprint import Hasher
 from datasets.utils import tqdm
 
+from ferid_dataset.drawn_faces import are_drawn
 from ferid_dataset.errors import FeridError
 from ferid_dataset.evaluate.confusion_picture import save_confusion_picture
 from ferid_dataset.evaluate.metrics import compute_metrics, read_predictions, write_metrics
@@ -77,7 +79,8 @@ def evaluate(
 
     metrics = compute_metrics(read_predictions(output / "predictions.jsonl"))
     metrics |= {"model": str(model_path), "data": str(data), "split": split, "source": source}
-    save_confusion_picture(metrics, output / "confusion_matrix.png", _title(rows, data, split, source))
+    metrics["measured_on"] = _name_of(rows, data, split, source)
+    save_confusion_picture(metrics, output / "confusion_matrix.png", f"EMO-LLaMA on {metrics['measured_on']}")
     write_metrics(metrics, output / "metrics.json")
     return metrics
 
@@ -121,8 +124,7 @@ def _ids_in(journal: Path) -> set[str]:
     return {json.loads(line)["id"] for line in whole[0].splitlines()}
 
 
-def _title(rows: Dataset, data: str | Path, split: str, source: str | None) -> str:
-    """What the picture is of; figures on drawn faces must never pass for figures on people."""
-    drawn = all(name.rpartition("/")[2].startswith("drawn_") for name in rows["id"])
-    names = [Path(data).name, source, split, "(drawn faces, no photographs)" if drawn else None]
-    return "EMO-LLaMA on " + " ".join(filter(None, names))
+def _name_of(rows: Dataset, data: str | Path, split: str, source: str | None) -> str:
+    """What the figures are of, for a reader; figures on drawn faces must never pass for figures on people."""
+    names = [Path(data).name, source, split, "(drawn faces, no photographs)" if are_drawn(rows["id"]) else None]
+    return " ".join(filter(None, names))
