@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 from ferid_dataset.collate import FeridCollator
 
+ALIGNED_MODULES = ("context_attention", "multi_modal_projector", "face_info_mining")
 MOST_PICTURES = 8192  # kept in memory as the vision tower saw them: 1.6 GB for a ViT-S/14
 
 
@@ -78,7 +79,7 @@ def join(rows: list[dict[str, torch.Tensor]]) -> dict:
 
 
 def align(model, processor, dataset, args: TrainingArguments, *, epochs: float, learning_rate: float = 1e-3) -> None:
-    """Train the picture modules of `model` in place: everything but the vision tower and the language model.
+    """Train the `ALIGNED_MODULES` of `model` in place.
 
     Args:
         model ([`EmoLlamaForConditionalGeneration`]).
@@ -94,7 +95,7 @@ def align(model, processor, dataset, args: TrainingArguments, *, epochs: float, 
     alignment = PictureAlignment(model.model, label_words(model, processor.tokenizer, labels), rarity)
     model.requires_grad_(False)
     for name, module in model.model.named_children():
-        module.requires_grad_(name not in ("vision_tower", "language_model"))
+        module.requires_grad_(name in ALIGNED_MODULES)
     Trainer(
         model=alignment,
         args=TrainingArguments(

@@ -1,4 +1,4 @@
-"""The whole road learns: `quickstart.py` as a newcomer runs it, on real photos, or on the drawn sample without them."""
+"""The whole road learns: `quickstart.py` on real photos, or on the drawn sample without them."""
 
 import json
 import os

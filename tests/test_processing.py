@@ -100,23 +100,17 @@ def test_given_faces_equal_computed_ones(processor, portrait):
 
 
 def test_faces_stay_with_their_pictures(processor, portrait):
-    """Some given, one computed, one known to have none, over two conversations."""
-    first, second = a_face(1), a_face(2)
-    mixed = user({"type": "image"})  # only to be filled below
-    mixed["content"] = [
-        {"type": "image", "image": noise(seed=1), "faces": [first]},
-        {"type": "image", "image": portrait},
-        {"type": "text", "text": QUESTION},
-    ]
-    inputs = tensors(processor, [[mixed], [user(noise(), "?", faces=[])], [user(noise(seed=2), "?", faces=[second])]])
-    assert inputs["face_mask"].flatten().tolist() == [True, True, False, True]
-    for row, conversation in [
-        (0, user(noise(seed=1), QUESTION, faces=[first])),
-        (1, user(portrait, QUESTION)),
-        (2, user(noise(), QUESTION, faces=[])),
-        (3, user(noise(seed=2), QUESTION, faces=[second])),
-    ]:
-        alone = tensors(processor, [conversation])
+    """Two given, two computed, one known to have none, over four conversations."""
+    first, second, mirrored = a_face(1), a_face(2), portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    two = {
+        "role": "user",
+        "content": [*user(noise(seed=1), faces=[first])["content"], *user(portrait, "?")["content"]],
+    }
+    singles = [user(noise(), "?", faces=[]), user(mirrored, "?"), user(noise(seed=2), "?", faces=[second])]
+    inputs = tensors(processor, [[two], *([turn] for turn in singles)])
+    assert inputs["face_mask"].flatten().tolist() == [True, True, False, True, True]
+    for row, turn in enumerate([user(noise(seed=1), "?", faces=[first]), user(portrait, "?"), *singles]):
+        alone = tensors(processor, [turn])
         assert all(torch.equal(inputs[name][row], alone[name][0]) for name in ("pixel_values", *FACE_INPUTS)), row
 
 

@@ -177,11 +177,10 @@ def run_here(tiny_checkpoint, ferid, tmp_path_factory):
 
 
 def test_frozen_weights_stay_and_a_stopped_run_goes_on(run_here, tiny_checkpoint, monkeypatch):
-    trainer = run_here(max_steps=1)
-    assert trainer.state.global_step == 1
+    begun = run_here(max_steps=1).state.log_history[0]
     monkeypatch.setattr(train_sft, "align", lambda *args, **kwargs: pytest.fail("aligned again"))
     trainer = run_here(max_steps=3)
-    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2, 3]
+    assert trainer.state.global_step == 3 and trainer.state.log_history[0] == begun
 
     learns = {name: parameter.requires_grad for name, parameter in trainer.model.named_parameters()}
     assert all(learns[name] == (".lora_" in name or ".modules_to_save." in name) for name in learns)
