@@ -92,7 +92,8 @@ def compose(
 ) -> tuple[EmoLlamaForConditionalGeneration, EmoLlamaProcessor]:
     """Join a vision tower and a language model; the joints are random."""
     tokenizer.add_tokens(["<image>"], special_tokens=True)
-    tokenizer.padding_side = "left"  # generation continues from the right end
+    # Generation continues from the right end. Only `init_kwargs` are saved.
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"
     language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     vision_width = vision_tower.config.hidden_size
     config = EmoLlamaConfig(

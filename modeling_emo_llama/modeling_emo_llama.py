@@ -251,6 +251,7 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         face_landmarks: torch.FloatTensor | None = None,
         face_embeddings: torch.FloatTensor | None = None,
         face_mask: torch.BoolTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
@@ -265,9 +266,9 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_features = None
+        pictures = (mm_encoder_outputs or {}).get("image")  # generate() looks at the pictures before it begins
         if pixel_values is not None:
-            image_features = self.get_image_features(
+            pictures = self.get_image_features(
                 pixel_values,
                 qformer_input_ids,
                 qformer_attention_mask,
@@ -276,7 +277,10 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
                 face_embeddings,
                 face_mask,
                 return_dict=True,
-            ).pooler_output.to(inputs_embeds)
+            )
+        image_features = None
+        if pictures is not None:
+            image_features = pictures.pooler_output.to(inputs_embeds)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
@@ -329,6 +333,7 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
         face_landmarks: torch.FloatTensor | None = None,
         face_embeddings: torch.FloatTensor | None = None,
         face_mask: torch.BoolTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
@@ -358,6 +363,7 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
             face_landmarks=face_landmarks,
             face_embeddings=face_embeddings,
             face_mask=face_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -380,22 +386,5 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):  # the pictures are in the cache already
-            for name in VISUAL_INPUTS:
-                inputs.pop(name, None)
-        return inputs
-
-
-VISUAL_INPUTS = (
-    "pixel_values",
-    "qformer_input_ids",
-    "qformer_attention_mask",
-    "face_boxes",
-    "face_landmarks",
-    "face_embeddings",
-    "face_mask",
-)
 
 __all__ = ["EmoLlamaForConditionalGeneration", "EmoLlamaModel", "EmoLlamaPreTrainedModel"]

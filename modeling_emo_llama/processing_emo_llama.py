@@ -129,9 +129,10 @@ class EmoLlamaProcessor(ProcessorMixin):
                 face = face if isinstance(face, dict) else vars(face)
                 points = np.concatenate([np.reshape(face["box"], (2, 2)), np.asarray(face["landmarks"])])
                 points = self.to_input_frame(points, picture.size)
-                if points.shape[0] != 2 + self.num_landmarks or len(face["embedding"]) != self.embedding_size:
+                size = 0 if face["embedding"] is None else len(face["embedding"])
+                if points.shape[0] != 2 + self.num_landmarks or size != self.embedding_size:
                     raise ValueError(
-                        f"a face has {points.shape[0] - 2} landmarks and an embedding of {len(face['embedding'])}, "
+                        f"a face has {points.shape[0] - 2} landmarks and an embedding of {size}, "
                         f"but this checkpoint was made for {self.num_landmarks} and {self.embedding_size}: "
                         f"compute the faces with the {self.face_backend!r} backend"
                     )

@@ -282,7 +282,8 @@ def test_batch_of_different_picture_counts(processor):
         assert torch.equal(inputs["pixel_values"][row], alone["pixel_values"][0])
 
 
-def test_truncation_never_cuts_a_picture(processor):
+def test_truncation_never_cuts_a_picture(tiny_checkpoint):
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint)  # its tokenizer remembers the truncation
     with pytest.raises(ValueError, match="[Mm]ismatch in `image` token count"):
         tensors(processor, [user(noise(), QUESTION, faces=[])], truncation=True, max_length=8)
 

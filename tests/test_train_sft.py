@@ -13,12 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from trl.trainer import utils as trl_utils
 
 import train_sft
-from ferid_dataset import align
 from ferid_dataset.build import build_ferid
 from ferid_dataset.collate import FeridCollator, to_chat
 from ferid_dataset.drawn_faces import draw_face
@@ -193,33 +192,6 @@ def test_frozen_weights_stay_and_a_stopped_run_goes_on(run_here, tiny_checkpoint
     assert {name.split(".")[1] for name in frozen} == {"vision_tower", "language_model", "weight"}  # of lm_head
     for name in frozen:
         assert torch.equal(after[name], before[name]), name
-
-
-def test_align_trains_the_picture_modules_alone(tiny_checkpoint, processor, rows, tmp_path):
-    """The tokens of a picture come to lie nearest the words of its label."""
-    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint)
-    train_sft.set_prior_statistics(model, rows)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    labels = sorted(set(rows["label"]))
-    words = align.label_words(model, processor.tokenizer, labels)
-    torch.testing.assert_close(words.norm(dim=1), torch.ones(len(labels)))
-
-    def share_nearest() -> float:
-        batch = align.join(align.look_at_pictures(model.eval(), processor, rows, labels))
-        targets = batch.pop("labels")
-        with torch.no_grad():
-            clues = model.model.mine_picture(**batch)[2].mean(1)
-        return ((clues @ words.T).argmax(1) == targets).float().mean().item()
-
-    assert share_nearest() < 0.5
-    arguments = TrainingArguments(output_dir=tmp_path, use_cpu=True, seed=0)
-    align.align(model, processor, rows, arguments, epochs=30)
-    assert share_nearest() > 0.9
-    moved = {
-        name.split(".")[1] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
-    }
-    assert moved == {"context_attention", "multi_modal_projector", "face_info_mining"}
-    assert all(parameter.requires_grad for parameter in model.parameters()), "what SFT trains is for PEFT to say"
 
 
 def test_loss_of_the_answers_alone_is_trls_own(tiny_checkpoint, processor, rows, monkeypatch):
