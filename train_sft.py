@@ -16,9 +16,11 @@ A recipe says what is trained: LoRA on the language model (`lora_target_modules`
 (`lora_modules_to_save`). Everything else is frozen. A run that was stopped goes on from its last saved step.
 """
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from datasets import load_dataset
@@ -73,16 +75,38 @@ def score_only_answers() -> None:
     trl_utils._use_triton = lambda device: True  # read by the fused head to choose the positions, nowhere else there
 
 
+def load(script_args: ScriptArguments, model_args: ModelConfig):
+    """Model, processor and dataset; what is none of these is told in a sentence and ends the run with code 2."""
+    name = model_args.model_name_or_path
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+        )
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        fail(f"{name} is no checkpoint that can be read: make one with `emo-llama create {name}`", error)
+    try:
+        dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    except (OSError, ValueError) as error:
+        what = f"{script_args.dataset_name} is no FERID with the config {script_args.dataset_config}"
+        fail(f"{what}: make one with `ferid build {script_args.dataset_name} --folder ROOT`", error)
+    if script_args.dataset_train_split not in dataset:
+        fail(f"{script_args.dataset_name} has no split {script_args.dataset_train_split}, only {', '.join(dataset)}")
+    return model, processor, dataset
+
+
+def fail(sentence: str, error: Exception | None = None) -> NoReturn:
+    reason = str(error or "").partition("\n")[0]
+    print(f"train_sft: {sentence}" + (f" ({reason})" if reason else ""), file=sys.stderr)
+    sys.exit(2)
+
+
 def main(
     script_args: ScriptArguments, stage_args: StageArguments, training_args: SFTConfig, model_args: ModelConfig
 ) -> None:
     output_dir = Path(training_args.output_dir)
     checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-    model = AutoModelForImageTextToText.from_pretrained(
-        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
-    )
-    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path)
-    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    model, processor, dataset = load(script_args, model_args)
     train_dataset = dataset[script_args.dataset_train_split]
     set_prior_statistics(model, train_dataset)
     if stage_args.align_epochs and checkpoint is None:

@@ -248,3 +248,21 @@ def test_collator_makes_the_processors_tensors(processor, rows):
     stored = FeridCollator(processor)([rows[1]])
     torch.testing.assert_close(batch["face_landmarks"][1], stored["face_landmarks"][0], atol=1e-6, rtol=0)
     torch.testing.assert_close(batch["face_embeddings"][1], stored["face_embeddings"][0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "split", "sentence"),
+    [
+        ("empty", "ferid", "train", "is no checkpoint that can be read: make one with `emo-llama create"),
+        ("tiny", "empty", "train", "is no FERID with the config category: make one with `ferid build"),
+        ("tiny", "ferid", "test", "has no split test, only train"),
+    ],
+)
+def test_a_mistake_is_one_sentence(model, data, split, sentence, tiny_checkpoint, ferid, tmp_path, capsys):
+    folders = {"empty": tmp_path, "tiny": tiny_checkpoint, "ferid": ferid}
+    script = ScriptArguments(dataset_name=str(folders[data]), dataset_config="category", dataset_train_split=split)
+    with pytest.raises(SystemExit) as stop:
+        train_sft.load(script, ModelConfig(model_name_or_path=str(folders[model]), attn_implementation="eager"))
+    assert stop.value.code == 2
+    words = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words.startswith("train_sft: ") and sentence in words
