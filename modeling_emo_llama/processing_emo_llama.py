@@ -101,15 +101,16 @@ class EmoLlamaProcessor(ProcessorMixin):
         return inputs
 
     def question_of(self, text: str) -> str:
-        """The user's words in a rendered chat, without the picture placeholders."""
-        turns = re.findall(self.user_turn, text, flags=re.DOTALL)
+        """The user's words in a rendered chat, or all of a text that is none, without the picture placeholders."""
+        turns = re.findall(self.user_turn, text, flags=re.DOTALL) or [text]
         return "\n".join(turn.replace(self.image_token, "").strip() for turn in turns)
 
     def question_tensors(self, questions: list[str]) -> dict[str, torch.Tensor]:
         encoded = self.qformer_tokenizer(
             questions, padding=True, padding_side="right", truncation=True, max_length=256, return_tensors="pt"
         )
-        return {"qformer_input_ids": encoded["input_ids"], "qformer_attention_mask": encoded["attention_mask"]}
+        # `long`, because a question without words would be an empty float tensor
+        return {f"qformer_{name}": encoded[name].long() for name in ("input_ids", "attention_mask")}
 
     def face_tensors(self, pictures: list[Image.Image], faces: list[list[Face | dict] | None]) -> dict:
         """Priors as tensors, padded to `max_faces`; those that are `None` are computed."""
