@@ -89,7 +89,9 @@ def call(label: str, command: list) -> float:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(os.cpu_count()),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow each other down on a busy machine
+        # Threads wait for each other spinning, but briefly: beside one busy process a training step takes half as long
+        # as with libgomp's default, on an idle machine 7 % longer.
+        "GOMP_SPINCOUNT": "2000",
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
     }
