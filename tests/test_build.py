@@ -230,7 +230,7 @@ def test_faces(tmp_path, face_photos, monkeypatch):
     assert noise == [[]]
     face = upright[0][0]
     left, top, right, bottom = face["box"]
-    assert 80 < left < right < 180 and 50 < top < bottom < 200
+    assert 60 < left < right < 190 and 40 < top < bottom < 210
     assert np.shape(face["landmarks"]) == (68, 2)
     assert np.linalg.norm(face["embedding"]) == pytest.approx(1, abs=1e-4)
     assert np.abs(np.subtract(lying[0][0]["box"], face["box"])).max() < 12  # EXIF was obeyed
