@@ -27,7 +27,6 @@ from .face_info_mining import FaceInfoMining
 # (a misspelt or renamed input would silently be ignored) and raises.
 LANGUAGE_MODEL_INPUTS = {
     "cache_position",
-    "mm_token_type_ids",
     "num_items_in_batch",
     "output_attentions",
     "output_hidden_states",
