@@ -40,7 +40,7 @@ def plan(run: Path, data: Path | None) -> list[Step]:
     pictures = data or run / "drawn_faces"
     checkpoint, ferid, adapter = run / "checkpoint", run / "ferid", run / "adapter"
     create = ["emo-llama", "create", checkpoint, "--preset", "quickstart"]
-    build = ["ferid", "build", ferid, "--folder", pictures, "--faces", "dlib"]
+    build = ["ferid", "build", ferid, "--folder", pictures, "--faces", "dlib", "--verify"]
     train = ["accelerate", "launch", "train_sft.py", "--config", "configs/sft/quickstart.yaml"]
     train += ["--model_name_or_path", checkpoint, "--dataset_name", ferid, "--output_dir", adapter]
     evaluate = ["ferid", "evaluate", "--model", adapter, "--data", ferid, "--output", run]

@@ -31,7 +31,7 @@ from trl.trainer import utils as trl_utils
 
 import modeling_emo_llama  # noqa: F401  registers the classes
 from ferid_dataset.align import align
-from ferid_dataset.collate import FeridCollator
+from ferid_dataset.collate import FeridCollator, rows_for
 
 
 @dataclass
@@ -107,6 +107,7 @@ def main(
     output_dir = Path(training_args.output_dir)
     checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
     model, processor, dataset = load(script_args, model_args)
+    dataset = {split: rows_for(processor, rows) for split, rows in dataset.items()}
     train_dataset = dataset[script_args.dataset_train_split]
     set_prior_statistics(model, train_dataset)
     if stage_args.align_epochs and checkpoint is None:

@@ -5,10 +5,11 @@ ferid build ferid --folder pictures --faces dlib
 ferid evaluate --model adapter --data ferid --output results
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,39 +24,172 @@ app = typer.Typer(
 )
 
 
+def _root(dataset: str) -> Any:
+    return typer.Option(help=f"The folder of {dataset}.", metavar="ROOT")
+
+
 @app.command()
 def build(
     out: Annotated[Path, typer.Argument(help="Folder to write; its name is what load_dataset is given.")],
-    folder: Annotated[Path, typer.Option(help="Your pictures: ROOT/{train,test}/<emotion>/*.jpg", metavar="ROOT")],
+    ferplus: Annotated[Path | None, _root("FERPlus")] = None,
+    raf_db: Annotated[Path | None, _root("RAF-DB")] = None,
+    affectnet: Annotated[Path | None, _root("AffectNet")] = None,
+    dfew: Annotated[Path | None, _root("DFEW")] = None,
+    ferv39k: Annotated[Path | None, _root("FERV39k")] = None,
+    mafw: Annotated[Path | None, _root("MAFW")] = None,
+    crema_d: Annotated[Path | None, _root("CREMA-D")] = None,
+    folder: Annotated[Path | None, _root("your own pictures, ROOT/{train,test}/<emotion>/*.jpg")] = None,
     config: Annotated[list[str] | None, typer.Option(help="category or conversation; both by default.")] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="Conversations: DIR/<source>/<split>.jsonl", metavar="DIR")
+    ] = None,
+    fold: Annotated[int, typer.Option(help="Fold of DFEW, MAFW and CREMA-D.", min=1, max=5)] = 1,
+    frames: Annotated[int, typer.Option(help="Frames of a clip.", min=1)] = 8,
+    affectnet_classes: Annotated[int, typer.Option(help="8, or 7 without contempt.")] = 8,
+    ferplus_label_rule: Annotated[str, typer.Option(help="argmax8, argmax10 or majority.")] = "argmax8",
+    mafw_labels: Annotated[str, typer.Option(help="single, or compound.")] = "single",
+    mafw_male: Annotated[
+        str | None, typer.Option(help="The code in MAFW's gender.txt that means male, 0 or 1; unknown by default.")
     ] = None,
     faces: Annotated[str | None, typer.Option(help="Look for faces with this backend, such as dlib.")] = None,
     embed: Annotated[
         bool, typer.Option("--embed", help="Write the pictures into the dataset, for a private one.")
     ] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Open no picture: quicker, finds nothing broken.")
-    ] = False,
-    max_rejected: Annotated[float, typer.Option(help="Share of pictures that may be left out.", min=0, max=1)] = 0.05,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode every picture and clip.")] = False,
+    max_rejected: Annotated[float, typer.Option(help="Share of samples that may be rejected.", min=0, max=1)] = 0.05,
     num_proc: Annotated[int | None, typer.Option(help="Processes; all cores by default.", min=1)] = None,
 ) -> None:
-    """Build the folder that load_dataset("ferid", "category") reads."""
+    """Build the folder that load_dataset("ferid", "category") reads, from any of the source datasets."""
     from ferid_dataset.build import CONFIGS, build_ferid
+    from ferid_dataset.sources.base import Choices
 
     summary = build_ferid(
         out,
-        folder=folder,
+        choices=Choices(
+            fold=fold,
+            frames=frames,
+            affectnet_classes=affectnet_classes,
+            ferplus_label_rule=ferplus_label_rule,
+            mafw_labels=mafw_labels,
+            mafw_male=mafw_male,
+        ),
         configs=tuple(config or CONFIGS),
         annotations=annotations,
         faces=faces,
         embed=embed,
-        verify=not no_verify,
+        verify=verify,
         max_rejected=max_rejected,
         num_proc=num_proc,
+        ferplus=ferplus,
+        raf_db=raf_db,
+        affectnet=affectnet,
+        dfew=dfew,
+        ferv39k=ferv39k,
+        mafw=mafw,
+        crema_d=crema_d,
+        folder=folder,
     )
     typer.echo(summary)
+
+
+@app.command()
+def check(
+    root: Annotated[Path, typer.Argument(help="The folder of one dataset.", metavar="ROOT")],
+    fold: Annotated[int, typer.Option(help="Fold of DFEW, MAFW and CREMA-D.", min=1, max=5)] = 1,
+    no_decode: Annotated[
+        bool, typer.Option("--no-decode", help="Files must exist, but are not opened: seconds, not minutes.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    num_proc: Annotated[int | None, typer.Option(help="Threads that decode; all cores by default.", min=1)] = None,
+) -> None:
+    """Say which dataset lies in a folder, and what is missing or broken. Exit code 0: nothing; 1: something is."""
+    from ferid_dataset.check import check
+    from ferid_dataset.sources.base import Choices
+
+    found = check(root, Choices(fold=fold), decode=not no_decode, num_proc=num_proc)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        _show_check(found)
+    raise typer.Exit(0 if found.is_whole else 1)
+
+
+def _show_check(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    splits = [key for key in next(iter(found.classes.values()), {}) if key != "rejected"]
+    table = Table("", *splits, "rejected", title=f"{found.title}: {found.layout}")
+    for label, counts in found.classes.items():
+        cells = [
+            f"{usable:,}" if official in (None, usable) else f"{usable:,} of {official:,}"
+            for usable, official in (counts[split] for split in splits)
+        ]
+        table.add_row(label, *cells, f"{counts['rejected']:,}" if counts["rejected"] else "")
+    console = Console()
+    console.print(table)
+    for reason, count in found.left_out.items():
+        console.print(f"left out by the protocol: {count:,} ({reason})", highlight=False)
+    for kind, samples in found.problems.items():
+        console.print(f"{kind}: {len(samples):,}, such as {samples[0]}", highlight=False, markup=False)
+    if found.truncated:
+        console.print(f"truncated clips: {len(found.truncated):,}, such as {found.truncated[0]}", highlight=False)
+    if found.copies:
+        examples = " = ".join(found.copies[0][:2])
+        console.print(f"copies, byte for byte: {len(found.copies):,} groups, such as {examples}", highlight=False)
+    unopened = "" if found.decoded else " (files exist; none was opened)"
+    console.print(("nothing is missing or broken" if found.is_whole else "something is missing or broken") + unopened)
+
+
+@app.command()
+def stats(
+    out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for statistics.json, statistics.png and contact_sheet.png.", metavar="DIR"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, class by class, instead of a table.")] = False,
+    per_class: Annotated[int, typer.Option(help="Samples of a label on the contact sheet.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same samples.", min=0)] = 0,
+) -> None:
+    """Count a built FERID: samples, instructions and long tail by source; pictures of both with --output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ferid_dataset.stats import count_ferid, table_rows
+
+    counts = count_ferid(out)
+    text = json.dumps(counts, indent=2)
+    if as_json:
+        typer.echo(text)
+    else:
+        whose = " (drawn faces, no photographs)" if counts["drawn"] else ""
+        table = Table(title=f"FERID{whose}", caption="Instructions and long-tail ratio are of the train split.")
+        table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)  # it fits a terminal of 80 characters
+        table.add_column("Dataset")
+        table.add_column("Annotation", no_wrap=True)
+        for name in ("Train", "Valid.", "Test", "Category\ninstr.", "Conver-\nsation\ninstr.", "Long-\ntail\nratio"):
+            table.add_column(name, justify="right")
+        *sources, total = table_rows(counts)
+        for row in sources:
+            table.add_row(*row, end_section=row is sources[-1])
+        table.add_row(*total)
+        Console().print(table)
+    if output is None:
+        return
+
+    from ferid_dataset.stats_pictures import save_contact_sheet, save_statistics
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "statistics.json").write_text(text + "\n", encoding="utf-8")
+    save_statistics(counts, output / "statistics.png")
+    shown, grey = save_contact_sheet(out, output / "contact_sheet.png", per_class=per_class, seed=seed)
+    typer.echo(f"{output} holds statistics.json, statistics.png and contact_sheet.png.", err=as_json)
+    if grey:
+        typer.echo(f"{grey} of {shown} pictures of the contact sheet do not open: they are grey.", err=as_json)
+    if not counts["drawn"]:
+        typer.echo("The contact sheet shows people's faces: it must not be published.", err=as_json)
 
 
 @app.command()
@@ -80,6 +214,22 @@ def draw(
         out.rmdir()
     unfinished.rename(out)
     typer.echo(f"{out} holds {count} drawn faces: build FERID from them with `ferid build ferid --folder {out}`.")
+
+
+@app.command()
+def push(
+    out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
+    repo: Annotated[str, typer.Argument(help="Dataset repository on the Hub, such as user/ferid.")],
+    private: Annotated[bool, typer.Option("--private", help="To a private repository.")] = False,
+    media: Annotated[
+        list[str] | None, typer.Option("--with", help="Publish pictures, faces or embeddings too; can be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but call the Hub.")] = False,
+) -> None:
+    """Publish the rows on the Hub: without pictures, faces and embeddings, unless each is asked for by name."""
+    from ferid_dataset.publish import push_ferid
+
+    typer.echo(push_ferid(out, repo, private=private, media=media or (), dry_run=dry_run))
 
 
 @app.command()

@@ -5,8 +5,10 @@
                                  {"type": "text", "text": "What is ..."}]}, ...]
 """
 
+import os
 from typing import Any
 
+from datasets import Dataset, Image, List
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 
@@ -19,7 +21,8 @@ def to_chat(row: dict[str, Any], answers: bool = True) -> list[dict[str, Any]]:
     """
     faces = row.get("faces") or [None] * len(row["images"])
     pictures = [
-        {"type": "image", "image": image, "faces": found} for image, found in zip(row["images"], faces, strict=True)
+        {"type": "image", "image": encoded_or_picture(image), "faces": found}
+        for image, found in zip(row["images"], faces, strict=True)
     ]
     chat = []
     for message in row["messages"]:
@@ -30,6 +33,27 @@ def to_chat(row: dict[str, Any], answers: bool = True) -> list[dict[str, Any]]:
             content, pictures = pictures + content, []
         chat.append({"role": message["role"], "content": content})
     return chat
+
+
+def encoded_or_picture(image: Any) -> Any:
+    """A picture for the processor: bytes or a path that it opens itself, or a picture that `datasets` opened."""
+    if not isinstance(image, dict):
+        return image
+    if image["bytes"] is not None:
+        return image["bytes"]
+    if os.path.isfile(image["path"]):
+        return image["path"]
+    return Image().decode_example(image)  # a frame of a clip, or a picture elsewhere
+
+
+def rows_for(processor, rows: Dataset) -> Dataset:
+    """The rows, with their pictures left encoded for a processor that decodes JPEGs itself (`fast_jpeg`).
+
+    `datasets` writes a copy of the rows to its cache for that, once (3 s a million rows without pictures in them).
+    """
+    if not getattr(processor.image_processor, "fast_jpeg", False):
+        return rows
+    return rows.cast_column("images", List(Image(decode=False)))
 
 
 class FeridCollator(DataCollatorForVisionLanguageModeling):

@@ -24,14 +24,16 @@ from datasets.utils import tqdm
 
 from ferid_dataset.errors import FeridError
 from ferid_dataset.ferid import FACES
-from ferid_dataset.sources.base import Reading, Rejected
+from ferid_dataset.sources.base import Rejected
 
 CACHE = pa.schema({"id": pa.string(), "stamp": pa.string(), "faces": FACES})
 SAMPLES_PER_TASK = 8
 SAMPLES_PER_SAVE = 5_000  # what a killed process loses at most; an interrupted one loses nothing
 
 
-def find_faces(samples: pa.Table, analyzer: str, cache: str | os.PathLike, num_proc: int | None = None) -> Reading:
+def find_faces(
+    samples: pa.Table, analyzer: str, cache: str | os.PathLike, num_proc: int | None = None
+) -> tuple[pa.Table, list[Rejected]]:
     """Looks for faces in every sample that the cache does not know yet, and brings the cache up to date.
 
     A sample without a face stays, with an empty list; one that cannot be opened is rejected. When called from a
@@ -57,7 +59,7 @@ def find_faces(samples: pa.Table, analyzer: str, cache: str | os.PathLike, num_p
         if len(todo):
             rejected += _look(todo.to_pylist(), analyzer, known, file, num_proc)
     kept = pc.invert(pc.is_in(samples["id"], pa.array([row.id for row in rejected], pa.string())))
-    return Reading(samples.filter(kept), rejected)
+    return samples.filter(kept), rejected
 
 
 def count_without_face(rows: pa.Table) -> int:
@@ -80,7 +82,9 @@ def _key(rows: pa.Table) -> pa.ChunkedArray:
 
 def _stamp(analyzer: str, paths: list[str]) -> str:
     """Changes when a picture does, or when another backend is to look at it."""
-    files = [os.stat(path) for path in paths]
+    files = [
+        os.stat(file) for file in {path.rpartition("::")[2] for path in paths}
+    ]  # a frame:// path ends in its clip
     size = sum(file.st_size for file in files)
     newest = max(file.st_mtime_ns for file in files)
     return f"{analyzer} {size} {newest} {paths[0]}"

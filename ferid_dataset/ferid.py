@@ -1,7 +1,8 @@
 """The dataset builder: joins samples, instructions and face priors to FERID rows, a column at a time.
 
-    Ferid(config_name="category", folder="photos")       then .download_and_prepare() and .as_dataset(split="train"),
-                                                          or .as_streaming_dataset(split="train")
+    Ferid(config_name="category", raf_db="RAF-DB", dfew="DFEW")      then .download_and_prepare() and
+                                                                      .as_dataset(split="train"), or
+                                                                      .as_streaming_dataset(split="train")
 One row, the same columns for both configs:
 
     id "folder/train/anger/0001" · source "folder" · media_type "image" · images [<PIL image>] · label "anger"
@@ -11,11 +12,13 @@ One row, the same columns for both configs:
     faces [[{"box": [30, 24, 75, 70], "score": 1.2, "landmarks": [[30, 40], ...], "embedding": [0.1, ...], ...}]]
 
 `faces` has one list a frame, its faces the largest first, boxes and landmarks in pixels of the picture as it loads; an
-empty list means that no face was found, a null column that nobody looked. The file also works as a loading script of
-`datasets` 3.6, hence the list syntax of features and one import a line.
+empty list means that no face was found, a null column that nobody looked. `label` is canonical; `options` and the
+answer have the words of the source's instruction ("joy"). The file also works as a loading script of `datasets` 3.6,
+hence the list syntax of features and one import a line.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +30,10 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from ferid_dataset.errors import FeridError
+from ferid_dataset.labels import canonical
 from ferid_dataset.prompts import category_question
-from ferid_dataset.sources.base import SPLITS
-from ferid_dataset.sources.folder import read_folder
+from ferid_dataset.sources import SOURCES
+from ferid_dataset.sources.base import SPLITS, Choices, Reading
 
 logger = datasets.utils.logging.get_logger(__name__)
 
@@ -66,32 +70,41 @@ ROWS_PER_SHARD = 10_000
 
 
 @dataclass
-class FeridConfig(datasets.BuilderConfig):
-    """What a FERID is built from.
+class FeridConfig(datasets.BuilderConfig, Choices):
+    """What a FERID is built from: the folders of source datasets, and all that [`Choices`] offers.
 
     Args:
-        folder: a folder of labelled pictures, read by `sources/folder.py`.
+        ferplus, raf_db, affectnet, dfew, ferv39k, mafw, crema_d: the root of each dataset, as `sources/` describe it.
+        folder: a folder of your own labelled pictures.
         samples: a table of `sources.base.SAMPLES` instead, when the samples have been read already.
         annotations: a folder of `<source>/<split>.jsonl`, lines of `{"id", "messages"}`: the conversations.
         faces: a folder of `<source>/<split>.parquet`, the face priors that `faces.py` writes.
     """
 
+    ferplus: str | None = None
+    raf_db: str | None = None
+    affectnet: str | None = None
+    dfew: str | None = None
+    ferv39k: str | None = None
+    mafw: str | None = None
+    crema_d: str | None = None
     folder: str | None = None
     samples: pa.Table | None = None
     annotations: str | None = None
     faces: str | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        Choices.__post_init__(self)
+
     def read_samples(self) -> pa.Table:
         if self.samples is not None:
             return self.samples
-        if self.folder is None:
-            raise FeridError('FERID is built from your own pictures: pass folder="path/to/pictures"')
-        reading = read_folder(self.folder)
-        if reading.rejected:
-            logger.warning(
-                f"{len(reading.rejected)} files of {self.folder} are left out, such as {reading.rejected[0]}"
-            )
-        return reading.samples
+        readings = read_sources({name: root for name in SOURCES if (root := getattr(self, name))}, self)
+        for name, reading in readings.items():
+            if reading.rejected:
+                logger.warning(f"{name}: {len(reading.rejected)} samples left out, such as {reading.rejected[0]}")
+        return pa.concat_tables([reading.samples for reading in readings.values()])
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """`datasets` caches by arguments; here by what they point to, so that a change is never served stale."""
@@ -118,45 +131,79 @@ class Ferid(datasets.ArrowBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        samples = self.config.read_samples()
-        if self.config.name == "category":
-            messages = category_messages(samples)
-        else:
-            messages = conversation_messages(samples, self.config.annotations)
-        samples = samples.append_column("messages", messages).filter(messages.is_valid())
-        if not len(samples):
-            raise FeridError(f"there are no rows of the config {self.config.name}: no annotation is of a picture here")
-        splits = []
-        for split in SPLITS:
-            rows = np.flatnonzero(pc.equal(samples["split"], split))
-            # A list of tables counts as shards: for num_proc and for the workers of a streaming loader. `take` copies;
-            # a slice would travel to a worker with the whole table behind it.
-            starts = range(0, len(rows), ROWS_PER_SHARD)
-            if shards := [samples.take(rows[start : start + ROWS_PER_SHARD]) for start in starts]:
-                splits.append(datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}))
-        return splits
+        splits = instruct(self.config.read_samples(), self.config.name, self.config.annotations)
+        # A list of tables counts as shards: for num_proc and for the workers of a streaming loader. Copies, because
+        # a slice would travel to a worker with the whole table behind it.
+        return [
+            datasets.SplitGenerator(
+                name=split, gen_kwargs={"shards": [shard.take(np.arange(len(shard))) for shard in shards]}
+            )
+            for split, shards in splits.items()
+        ]
 
     def _generate_tables(self, shards):
         for index, samples in enumerate(shards):
-            columns = {name: samples[name] for name in FEATURES if name in samples.column_names}
-            columns["images"] = _images(samples["paths"].combine_chunks())
-            columns["faces"] = _faces(samples, self.config.faces)
-            yield index, pa.table([columns[name] for name in FEATURES], list(FEATURES))
+            yield index, to_rows(samples, self.config.faces)
+
+
+def read_sources(roots: Mapping[str, str | os.PathLike], choices: Choices) -> dict[str, Reading]:
+    """Reads each source that has a root.
+
+    Raises:
+        FeridError: there are none, or one cannot be read.
+    """
+    if not roots:
+        raise FeridError(f"nothing to build from: give the folder of at least one of {', '.join(SOURCES)}")
+    if unknown := set(roots) - set(SOURCES):
+        raise FeridError(f"there is no source {sorted(unknown)[0]!r}: choose from {', '.join(SOURCES)}")
+    return {name: SOURCES[name].read(os.path.abspath(root), choices) for name, root in roots.items()}
+
+
+def instruct(samples: pa.Table, config: str, annotations: str | None = None) -> dict[str, list[pa.Table]]:
+    """Samples with their messages, by split, in shards: slices, which share the memory of one table.
+
+    Raises:
+        FeridError: no sample has an instruction of this config.
+    """
+    if config == "category":
+        samples = samples.append_column("messages", category_messages(samples))
+    else:
+        messages = conversation_messages(samples, annotations)
+        samples = samples.append_column("messages", messages).filter(messages.is_valid())
+    if not len(samples):
+        raise FeridError(f"there are no rows of the config {config}: no annotation is of a sample here")
+    codes = pc.index_in(samples["split"], pa.array(SPLITS)).to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(codes)) + 1), len(codes)]  # the lists of a source are of one split each
+    shards: dict[str, list[pa.Table]] = {split: [] for index, split in enumerate(SPLITS) if index in codes}
+    for run, end in zip(edges, edges[1:], strict=False):
+        for start in range(run, end, ROWS_PER_SHARD):
+            shards[SPLITS[codes[run]]].append(samples.slice(start, min(ROWS_PER_SHARD, end - start)))
+    return shards
+
+
+def to_rows(samples: pa.Table, faces: str | None = None) -> pa.Table:
+    """FERID rows from samples with their messages, and with the face priors in the folder `faces`."""
+    columns = {name: samples[name] for name in FEATURES if name in samples.column_names}
+    columns["images"] = _images(samples["paths"].combine_chunks())
+    columns["faces"] = _faces(samples, faces)
+    return pa.table([columns[name] for name in FEATURES], list(FEATURES))
 
 
 def category_messages(samples: pa.Table) -> pa.Array:
     """One closed-set question and its answer for each sample: a column of the type of `messages`."""
-    keys = pc.binary_join_element_wise(samples["media_type"], pc.binary_join(samples["options"], ","), ":")
+    options = pc.binary_join(samples["options"], ",")
+    keys = pc.binary_join_element_wise(samples["media_type"], samples["label"], options, ":")
     keys = keys.combine_chunks().dictionary_encode()
-    questions = []
+    questions, answers = [], []
     for key in keys.dictionary.to_pylist():  # the few combinations that occur, not the rows
-        media_type, options = key.split(":")
-        questions.append(category_question(options.split(","), media_type))
-    questions = pa.array(questions, pa.string()).take(keys.indices)
+        media_type, label, options = key.split(":")
+        options = options.split(",")
+        questions.append(category_question(options, media_type))
+        answers.append(next(option for option in options if canonical(option) == label))
 
     rows = len(samples)
-    answers = samples["label"].combine_chunks()
-    turns = pa.concat_arrays([questions, answers]).take(pa.array(np.arange(2 * rows).reshape(2, rows).T.ravel()))
+    turns = pa.concat_arrays([pa.array(texts, pa.string()).take(keys.indices) for texts in (questions, answers)])
+    turns = turns.take(pa.array(np.arange(2 * rows).reshape(2, rows).T.ravel()))
     roles = pa.array(["user", "assistant"]).take(pa.array(np.tile([0, 1], rows)))
     offsets = pa.array(np.arange(0, 2 * rows + 1, 2), pa.int32())
     return pa.ListArray.from_arrays(
@@ -177,7 +224,7 @@ def conversation_messages(samples: pa.Table, annotations: str | None) -> pa.Chun
         )
     table = pa.concat_tables([_read_annotations(file) for file in files])
     if pc.count_distinct(table["id"]).as_py() < len(table):
-        raise FeridError(f"an id comes twice in {annotations}: keep one line for each picture")
+        raise FeridError(f"an id comes twice in {annotations}: keep one line for each sample")
     return table["messages"].take(pc.index_in(samples["id"], table["id"]))
 
 

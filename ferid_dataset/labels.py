@@ -42,6 +42,29 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "disappointment": ("disappointed",),
 }
 
+# The expressions of each source in the order of its official indices.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "raf_db": ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"),
+    "affectnet": ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"),
+    "ferplus": ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
+    "dfew": ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"),
+    "ferv39k": ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"),
+    "mafw": (
+        "anger",
+        "disgust",
+        "fear",
+        "happiness",
+        "neutral",
+        "sadness",
+        "surprise",
+        "contempt",
+        "anxiety",
+        "helplessness",
+        "disappointment",
+    ),
+    "crema_d": ("anger", "disgust", "fear", "happiness", "neutral", "sadness"),
+}
+
 _LABEL_OF_WORD = {word: label for label in LABELS for word in (label, *SYNONYMS[label])}
 
 # A negation reaches from its word to the end of the clause: "does not look angry or sad, but calm" -> neutral.
@@ -51,15 +74,21 @@ _NEGATION = re.compile(
     r"lacks?|lacking|absence|rather than|instead of|\w+n't)\b"
 )
 _WORD = re.compile(r"[^\W_]+")
+_COMPOUND = re.compile(r"_| and ")
 
 
 def canonical(name: str) -> str:
     """The canonical label that `name` means, whatever its case: "Happy", "JOY" and "happiness" are "happiness".
 
+    A compound expression keeps the order of its parts: "angry_disgusted" is "anger and disgust".
+
     Raises:
         FeridError: nothing known is spelt so; names the closest known spellings.
     """
-    word = name.strip().casefold()
+    parts = _COMPOUND.split(name.strip().casefold())
+    if len(parts) > 1:
+        return " and ".join(canonical(part) for part in parts)
+    word = parts[0]
     if word in _LABEL_OF_WORD:
         return _LABEL_OF_WORD[word]
     close = difflib.get_close_matches(word, _LABEL_OF_WORD, n=2)
@@ -72,7 +101,7 @@ def parse_label(text: str, options: Iterable[str]) -> str | None:
 
     Whole words count, in any case and with any punctuation ("unhappy" is not happiness). A mention that is negated
     within its clause does not count ("not angry"). Two different labels, such as a listing of the options, are no
-    answer. The result is canonical, however the options are spelt.
+    answer, unless a compound of just these was offered. The result is canonical, however the options are spelt.
 
     Args:
         text: what the model wrote, such as "Happiness." or "The person is angry, not sad."
@@ -87,7 +116,5 @@ def parse_label(text: str, options: Iterable[str]) -> str | None:
         negation = _NEGATION.search(clause)
         affirmed = clause[: negation.start()] if negation else clause
         named |= {_LABEL_OF_WORD[word] for word in _WORD.findall(affirmed) if word in _LABEL_OF_WORD}
-    if len(named) != 1:
-        return None
-    label = named.pop()
-    return label if label in {canonical(option) for option in options} else None
+    offered = {frozenset(label.split(" and ")): label for label in map(canonical, options)}
+    return offered.get(frozenset(named))

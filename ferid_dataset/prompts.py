@@ -8,6 +8,12 @@ assistant  surprise
 from collections.abc import Sequence
 from typing import Literal
 
+from ferid_dataset.labels import CLASSES
+
+# The FERID figure lists the options of its 7-class clips in these words and this order, without saying of which source
+# they are. Both 7-class clip sources, DFEW and FERV39k, are asked so.
+_SEVEN_CLASS_CLIPS = ("sadness", "joy", "surprise", "neutral", "fear", "anger", "disgust")
+
 
 def category_question(options: Sequence[str], media_type: Literal["image", "video"] = "image") -> str:
     """The closed-set question, as printed in the FERID figure `Instruction_example.png`; the answer is the bare label.
@@ -27,3 +33,8 @@ def category_question(options: Sequence[str], media_type: Literal["image", "vide
         f"What is the facial expression of the person in the {media_type}? "
         f"Choose one from the following options: {{{', '.join(options)}}}."
     )
+
+
+def options_of(source: str) -> tuple[str, ...]:
+    """The options of a source, in the order and words of the FERID figure where it shows them, else by its indices."""
+    return _SEVEN_CLASS_CLIPS if source in ("dfew", "ferv39k") else CLASSES[source]

@@ -14,10 +14,10 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
-    LlavaImageProcessorPil,
 )
 
 from .configuration_emo_llama import EmoLlamaConfig, EmoLlamaFaceConfig
+from .image_processing_emo_llama import EmoLlamaImageProcessor
 from .modeling_emo_llama import EmoLlamaForConditionalGeneration, EmoLlamaModel
 from .processing_emo_llama import EmoLlamaProcessor
 
@@ -26,18 +26,20 @@ AutoModel.register(EmoLlamaConfig, EmoLlamaModel)
 AutoModelForImageTextToText.register(EmoLlamaConfig, EmoLlamaForConditionalGeneration)
 AutoModelForMultimodalLM.register(EmoLlamaConfig, EmoLlamaForConditionalGeneration)
 AutoProcessor.register(EmoLlamaConfig, EmoLlamaProcessor)
-AutoImageProcessor.register(EmoLlamaConfig, image_processor_classes={"pil": LlavaImageProcessorPil})
+AutoImageProcessor.register(EmoLlamaConfig, image_processor_classes={"pil": EmoLlamaImageProcessor})
 
 # A class saved after local registration must take its source files along, or the folder cannot be loaded elsewhere.
 EmoLlamaConfig.register_for_auto_class()
 EmoLlamaModel.register_for_auto_class("AutoModel")
 EmoLlamaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+EmoLlamaImageProcessor.register_for_auto_class()
 EmoLlamaProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "EmoLlamaConfig",
     "EmoLlamaFaceConfig",
     "EmoLlamaForConditionalGeneration",
+    "EmoLlamaImageProcessor",
     "EmoLlamaModel",
     "EmoLlamaProcessor",
 ]

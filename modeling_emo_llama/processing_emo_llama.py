@@ -69,7 +69,7 @@ class EmoLlamaProcessor(ProcessorMixin):
     def __call__(self, images=None, text=None, faces=None, question=None, use_faces=True, **kwargs) -> BatchFeature:
         r"""
         Args:
-            images: a picture, a list of them, or a list a text (PIL, array, tensor, path, URL or base64).
+            images: a picture, a list of them, or a list a text (PIL, array, tensor, path, URL, base64, bytes).
             text (`str` or `list[str]`): the rendered chat, one `image_token` a picture.
             faces (`list[list[Face]]`, *optional*): the faces of each picture, in the order of the pictures; a face is
                 a [`Face`] or a dict with its fields, in pixels of that picture. `None` for a picture: not looked yet.
@@ -179,6 +179,8 @@ class EmoLlamaProcessor(ProcessorMixin):
 
 def as_picture(image) -> Image.Image:
     """A PIL picture of whatever Hugging Face users hand over as one."""
+    if hasattr(image, "encoded"):  # a JPEG that the image processor opened; it is upright, and not decoded in vain
+        return image
     if isinstance(image, (Image.Image, str)):
         return load_image(image).convert("RGB")
     array = np.asarray(image)

@@ -1,6 +1,9 @@
 """What holds for every test: no network, few threads, a cache of its own; set before torch and transformers load."""
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,17 +14,32 @@ os.environ["HF_HOME"] = _cache.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+# A shell's background job ignores Ctrl-C, and the processes that tests start to interrupt them would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that share few cores with others only wait
+
+
+SHARED = Path(os.environ.get("FERID_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")
 def shared_faces() -> Path:
-    """`{train,test}/<emotion>/*.jpg`, real photos: beside the checkout, or where FERID_SHARED_FACES says."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "faces"
-    folder = Path(os.environ.get("FERID_SHARED_FACES", beside))
+    """`{train,test}/<emotion>/*.jpg`, real photos: beside the checkout, or where FERID_SHARED says."""
+    folder = SHARED / "faces"
     if not (folder / "train").is_dir():
-        pytest.skip(f"no real photos in {folder}; FERID_SHARED_FACES may name their folder")
+        pytest.skip(f"no real photos in {folder}; FERID_SHARED may name the folder that holds faces/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def skeleton(tmp_path_factory) -> Path:
+    """RAF-DB, AffectNet, FERPlus, DFEW, FERV39k and MAFW: real annotation lists, stand-in media; not to be changed."""
+    tool = SHARED / "tools" / "make_skeleton.py"
+    if not tool.is_file():
+        pytest.skip(f"no {tool}; FERID_SHARED may name the folder that holds tools/")
+    root = tmp_path_factory.mktemp("skeleton")
+    subprocess.run([sys.executable, tool, root, "--frames", "1"], check=True, capture_output=True)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from ferid_dataset.build import build_ferid
 from ferid_dataset.errors import FeridError
 from ferid_dataset.faces import find_faces
 from ferid_dataset.ferid import FEATURES
-from ferid_dataset.sources.folder import read_folder
+from ferid_dataset.sources import folder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -106,11 +106,11 @@ def test_the_folder_and_its_card(tmp_path, photos, annotations):
     assert configs[0]["default"] is True and "default" not in configs[1]
     named = {file["path"] for config in configs for file in config["data_files"]}
     assert named == {str(file.relative_to(out)) for file in out.glob("*/*.parquet")}
-    assert "| category | train | 20 |" in card and "happiness, sadness, anger" in card
+    assert "| category | folder | 20 | - | 4 |" in card
     assert sorted(os.listdir(tmp_path)) == ["annotations", "ferid", "photos"]  # no work folder left
 
     build_ferid(out, folder=photos)  # without annotations the conversations go
-    assert sorted(os.listdir(out)) == ["README.md", "category", "rejected.jsonl"]
+    assert sorted(os.listdir(out)) == ["README.md", "category", "rejected.jsonl", "truncated.jsonl"]
 
 
 def test_files_open_in_datasets_before_release_4(tmp_path, photos):
@@ -141,9 +141,9 @@ def test_bad_pictures_are_left_out_with_their_reason(tmp_path, photos):
     shutil.copy(photos / "train/happy/01.png", photos / "train/happy/copy.png")
     shutil.copy(photos / "test/sad/20.jpg", photos / "train/happy/leak.jpg")
     out = tmp_path / "ferid"
-    summary = build_ferid(out, folder=photos, max_rejected=0.5)
+    summary = build_ferid(out, folder=photos, verify=True, max_rejected=0.5)
     assert (summary.read, summary.rejected, summary.rows["category"]) == (30, 6, {"train": 20, "test": 4})
-    assert f"left out: 6 of 30 pictures, see {out / 'rejected.jsonl'}" in str(summary)
+    assert f"rejected: 6 of 30, see {out / 'rejected.jsonl'}" in str(summary)
     reasons = {Path(row["path"]).name: row["reason"] for row in rejected(out)}
     assert list(reasons) == ["00.tif", "broken.png", "empty.jpg", "text.jpg", "copy.png", "leak.jpg"]
     assert "same name as" in reasons["00.tif"]
@@ -152,18 +152,18 @@ def test_bad_pictures_are_left_out_with_their_reason(tmp_path, photos):
     assert reasons["copy.png"].endswith("byte for byte, as folder/train/happiness/01")
     assert reasons["leak.jpg"].endswith("byte for byte, as folder/test/sadness/20")
 
-    with pytest.raises(FeridError, match="6 of 30 pictures were left out, over 5%.*rejected.jsonl"):
-        build_ferid(tmp_path / "other", folder=photos)
+    with pytest.raises(FeridError, match="6 of 30 samples were rejected, over 5%.*rejected.jsonl"):
+        build_ferid(tmp_path / "other", folder=photos, verify=True)
     assert (tmp_path / "other/README.md").exists()  # built all the same
 
-    assert build_ferid(out, folder=photos, verify=False).rejected == 1
+    assert build_ferid(out, folder=photos).rejected == 1
 
 
 def test_nothing_usable(tmp_path, photos):
     for file in photos.glob("*/*/*"):
         file.write_bytes(b"")
-    with pytest.raises(FeridError, match="none of the 24 pictures .* the file is empty"):
-        build_ferid(tmp_path / "ferid", folder=photos)
+    with pytest.raises(FeridError, match="none of the 24 samples can be used.* the file is empty"):
+        build_ferid(tmp_path / "ferid", folder=photos, verify=True)
     assert not (tmp_path / "ferid").exists()
 
 
@@ -199,7 +199,7 @@ def test_an_interrupted_build_leaves_the_old_one_whole(tmp_path, photos, monkeyp
     build_ferid(out, folder=photos)
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     draw(photos / "train/happy/new.png", 99)
-    monkeypatch.setattr("ferid_dataset.build._card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("ferid_dataset.build.dataset_card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build_ferid(out, folder=photos)
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
@@ -224,7 +224,7 @@ def face_photos(tmp_path):
 def test_faces(tmp_path, face_photos, monkeypatch):
     out = tmp_path / "ferid"
     summary = build_ferid(out, folder=face_photos, faces="dlib", num_proc=1)
-    assert "no face found in 1 of 3 pictures; they use the model's no-face embedding" in str(summary)
+    assert "no face found in 1 of 3 samples; they use the model's no-face embedding" in str(summary)
     rows = load_dataset(str(out), "category", split="train", cache_dir=str(tmp_path / "cache"))
     lying, noise, upright = rows["faces"][:]
     assert noise == [[]]
@@ -238,12 +238,12 @@ def test_faces(tmp_path, face_photos, monkeypatch):
     # Only what has changed is looked at again.
     seen = []
     monkeypatch.setattr(faces_module, "_look", lambda todo, *_: seen.extend(row["id"] for row in todo) or [])
-    find_faces(read_folder(face_photos).samples, "dlib", out / "faces")
+    find_faces(folder.read(face_photos).samples, "dlib", out / "faces")
     assert seen == []
     draw(face_photos / "train/happy/noise.png", 1)
-    find_faces(read_folder(face_photos).samples, "dlib", out / "faces")
+    find_faces(folder.read(face_photos).samples, "dlib", out / "faces")
     assert seen == ["folder/train/happiness/noise"]
-    find_faces(read_folder(face_photos).samples, "another", out / "faces")
+    find_faces(folder.read(face_photos).samples, "another", out / "faces")
     assert len(seen) == 4
 
 
@@ -261,7 +261,7 @@ def test_command_line(tmp_path, photos):
 def test_ctrl_c_is_one_sentence(tmp_path, photos):
     pipe = photos / "train/happy/waits.jpg"
     os.mkfifo(pipe)  # whoever reads it waits until we close it
-    command = [sys.executable, "-m", "ferid_dataset.cli", "build", tmp_path / "ferid", "--folder", photos]
+    command = [sys.executable, "-m", "ferid_dataset.cli", "build", tmp_path / "ferid", "--folder", photos, "--verify"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
     writer = None
     while writer is None and process.poll() is None:

@@ -15,7 +15,7 @@ from PIL import Image
 from ferid_dataset.errors import FeridError
 from ferid_dataset.faces import CACHE
 from ferid_dataset.ferid import FEATURES, Ferid
-from ferid_dataset.sources.folder import read_folder
+from ferid_dataset.sources import folder
 
 TURNS = [
     {"role": "user", "content": "What is the person's facial expression?"},
@@ -102,7 +102,7 @@ def test_conversation_rows_are_those_with_annotations(tmp_path, photos):
         ('{"id": 3, "messages": []}\n', "not JSON lines"),
         ('{"id": "a"}\n', "a line without id or messages"),
         ('{"id": "a", "messages": []}\n' * 2, "an id comes twice"),
-        ('{"id": "a", "messages": []}\n', "no annotation is of a picture here"),
+        ('{"id": "a", "messages": []}\n', "no annotation is of a sample here"),
     ],
 )
 def test_broken_annotations(tmp_path, photos, text, sentence):
@@ -115,7 +115,7 @@ def test_broken_annotations(tmp_path, photos, text, sentence):
 def test_conversation_without_annotations(tmp_path, photos):
     with pytest.raises(FeridError, match="conversations need annotations"):
         build(tmp_path, photos, "conversation")
-    with pytest.raises(FeridError, match="pass folder="):
+    with pytest.raises(FeridError, match="give the folder of at least one of ferplus"):
         Ferid(config_name="category", cache_dir=str(tmp_path))
 
 
@@ -154,7 +154,7 @@ def test_many_rows_make_several_shards_that_processes_share(tmp_path):
         path = tmp_path / "photos" / "train" / "anger" / f"{number:02}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"not opened here")
-    samples = read_folder(tmp_path / "photos").samples
+    samples = folder.read(tmp_path / "photos").samples
     samples = pa.concat_tables([samples] * 900)  # 22,500 rows
     builder = Ferid(config_name="category", samples=samples, cache_dir=str(tmp_path))
     assert builder.as_streaming_dataset(split="train").num_shards == 3

@@ -31,7 +31,7 @@ LOAD = """
 import numpy, torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
-from transformers import AutoProcessor, AutoTokenizer, pipeline
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
 
 def logits(folder, cls=AutoModelForImageTextToText):
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -51,6 +51,7 @@ for cls in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     numpy.save(cls.__name__, outputs.logits.numpy())
     found[cls.__name__] = type(model).__name__
 found["AutoProcessor"] = type(processor).__name__
+found["AutoImageProcessor"] = type(AutoImageProcessor.from_pretrained("tiny", trust_remote_code=True)).__name__
 base, _, _, outputs = logits("tiny", AutoModel)
 found["AutoModel"] = type(base).__name__
 numpy.save("AutoModel", model.lm_head(outputs.last_hidden_state).detach().numpy())
@@ -133,6 +134,7 @@ def test_literal_calls_elsewhere(first):
     assert first["AutoModelForImageTextToText"] == "EmoLlamaForConditionalGeneration"
     assert first["AutoModelForMultimodalLM"] == "EmoLlamaForConditionalGeneration"
     assert first["AutoProcessor"] == "EmoLlamaProcessor"
+    assert first["AutoImageProcessor"] == "EmoLlamaImageProcessor"
     assert first["AutoConfig"] == "EmoLlamaConfig" and first["image_seq_length"] == 13
     assert len(first["tokenizer"]) == 1 and len(first["tokens"]) == 5
     assert "trust_remote_code" in first["refusal"]

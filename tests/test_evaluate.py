@@ -88,10 +88,17 @@ def test_rows_that_offer_different_options(tiny_checkpoint, ferid):
     assert [row["id"] for row in predictions] == [row["id"] for row in rows]
 
 
-def test_a_clip_is_refused_by_name():
-    clip = {"id": "dfew/test/fear/16021", "media_type": "video", "options": OPTIONS}
-    with pytest.raises(FeridError, match="dfew/test/fear/16021 is a video"):
-        list(predict(None, None, [clip]))
+def test_a_clip_and_options_in_other_words(tiny_checkpoint, ferid):
+    """Clips are asked with all their frames; "joy" was offered, "happiness" is counted."""
+    clip = run.load_rows(ferid, "test")[0]
+    clip |= {
+        "media_type": "video",
+        "images": clip["images"] * 3,
+        "faces": clip["faces"] * 3,
+        "options": ["joy", "fear"],
+    }
+    (prediction,) = predict(*load_checkpoint(tiny_checkpoint), [clip], max_new_tokens=2)
+    assert prediction["options"] == list(prediction["probabilities"]) == ["happiness", "fear"]
 
 
 def test_only_one_source(tiny_checkpoint, ferid):

@@ -6,7 +6,7 @@ import pytest
 
 from ferid_dataset.errors import FeridError
 from ferid_dataset.sources.base import SAMPLES
-from ferid_dataset.sources.folder import read_folder
+from ferid_dataset.sources import folder
 
 
 def fill(root, *names):
@@ -19,7 +19,7 @@ def fill(root, *names):
 def test_rows(tmp_path):
     fill(tmp_path, "train/Happy/b.JPG", "train/Happy/a.png", "test/ANGRY/a.tiff", "val/surprised/x.y.jpeg")
     fill(tmp_path, "train/Happy/.DS_Store", "train/.cache/x.jpg", "notes/readme.txt")
-    samples, rejected = read_folder(tmp_path)
+    samples, rejected, *_ = folder.read(tmp_path)
     assert rejected == []
     assert samples.schema == SAMPLES
     assert samples["id"].to_pylist() == [
@@ -46,12 +46,12 @@ def test_rows(tmp_path):
 def test_a_relative_root_gives_absolute_paths(tmp_path, monkeypatch):
     fill(tmp_path / "photos", "train/joy/a.jpg")
     monkeypatch.chdir(tmp_path)
-    assert read_folder("photos").samples["paths"].to_pylist() == [[str(tmp_path / "photos/train/joy/a.jpg")]]
+    assert folder.read("photos").samples["paths"].to_pylist() == [[str(tmp_path / "photos/train/joy/a.jpg")]]
 
 
 def test_two_folders_of_one_meaning_are_merged(tmp_path):
     fill(tmp_path, "train/joy/a.jpg", "train/happy/b.jpg", "train/happy/a.jpg")
-    samples, rejected = read_folder(tmp_path)
+    samples, rejected, *_ = folder.read(tmp_path)
     assert samples["id"].to_pylist() == ["folder/train/happiness/a", "folder/train/happiness/b"]
     assert [(row.id, row.path) for row in rejected] == [
         ("folder/train/happiness/a", str(tmp_path / "train/joy/a.jpg"))
@@ -60,7 +60,7 @@ def test_two_folders_of_one_meaning_are_merged(tmp_path):
 
 def test_what_makes_no_row_is_rejected_with_its_reason(tmp_path):
     fill(tmp_path, "train/joy/a.jpg", "train/joy/a.png", "train/joy/list.txt", "train/joy/folder/x.jpg")
-    samples, rejected = read_folder(tmp_path)
+    samples, rejected, *_ = folder.read(tmp_path)
     assert samples["paths"].to_pylist() == [[str(tmp_path / "train/joy/a.jpg")]]
     assert [os.path.basename(row.path) for row in rejected] == ["a.png", "folder", "list.txt"]
     assert f"same name as {tmp_path / 'train/joy/a.jpg'}" in rejected[0].reason
@@ -70,7 +70,7 @@ def test_what_makes_no_row_is_rejected_with_its_reason(tmp_path):
 def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path):
     fill(tmp_path, "train/joy/a.jpg", "train/joy/é.jpg")
     (tmp_path / "train/joy" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
-    samples, rejected = read_folder(tmp_path)
+    samples, rejected, *_ = folder.read(tmp_path)
     assert len(samples) == 2
     assert [row.reason for row in rejected] == ["the file name is not UTF-8: rename it"]
 
@@ -88,13 +88,13 @@ def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path):
 def test_mistakes_are_one_sentence(tmp_path, files, sentence):
     fill(tmp_path, *files)
     with pytest.raises(FeridError, match=sentence) as error:
-        read_folder(tmp_path)
+        folder.read(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(FeridError, match="there is no folder .*nowhere: give the folder"):
-        read_folder(tmp_path / "nowhere")
+        folder.read(tmp_path / "nowhere")
     (tmp_path / "train" / "anger").mkdir(parents=True)
     with pytest.raises(FeridError, match="anger holds no picture .*: fill the folder or remove it"):
-        read_folder(tmp_path)
+        folder.read(tmp_path)

@@ -13,8 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from ferid_dataset.collate import to_chat
-from ferid_dataset.errors import FeridError
-from ferid_dataset.labels import parse_label
+from ferid_dataset.labels import canonical, parse_label
 from modeling_emo_llama.option_scoring import option_probabilities, score_options
 
 
@@ -38,9 +37,6 @@ def predict(
 
     Yields:
         `dict`: a row of `predictions.jsonl`, as above.
-
-    Raises:
-        [`FeridError`]: a row is a clip.
     """
     for options, rows in groupby(dataset, key=itemgetter("options")):
         while batch := list(islice(rows, batch_size)):
@@ -48,9 +44,6 @@ def predict(
 
 
 def _predict_batch(model, processor, rows: list[dict], options: list[str], max_new_tokens: int) -> Iterator[dict]:
-    for row in rows:
-        if row["media_type"] != "image":
-            raise FeridError(f"{row['id']} is a {row['media_type']}: build a FERID of pictures alone to evaluate")
     inputs = processor.apply_chat_template(
         [to_chat(row, answers=False) for row in rows],
         tokenize=True,
@@ -65,6 +58,7 @@ def _predict_batch(model, processor, rows: list[dict], options: list[str], max_n
     texts = processor.batch_decode(answers.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     scores = score_options(model, processor.tokenizer, inputs, options, prefill=answers)  # [rows, options]
     probabilities = option_probabilities(scores).tolist()
+    labels = [canonical(option) for option in options]  # "joy" was offered, "happiness" is counted
     for row, text, shares in zip(rows, texts, probabilities, strict=True):
         yield {
             "id": row["id"],
@@ -72,6 +66,6 @@ def _predict_batch(model, processor, rows: list[dict], options: list[str], max_n
             "label": row["label"],
             "prediction": parse_label(text, options),
             "text": text.strip(),
-            "options": options,
-            "probabilities": dict(zip(options, shares, strict=True)),
+            "options": labels,
+            "probabilities": dict(zip(labels, shares, strict=True)),
         }

@@ -17,6 +17,7 @@ from datasets import Dataset, load_dataset
 from datasets.fingerprint import Hasher
 from datasets.utils import tqdm
 
+from ferid_dataset.collate import rows_for
 from ferid_dataset.drawn_faces import are_drawn
 from ferid_dataset.errors import FeridError
 from ferid_dataset.evaluate.confusion_picture import save_confusion_picture
@@ -71,7 +72,7 @@ def evaluate(
     done = _ids_in(journal)
     rest = rows.select([index for index, name in enumerate(rows["id"]) if name not in done])
     with journal.open("a", encoding="utf-8") as lines:
-        predictions = predict(model, processor, rest, batch_size=batch_size)
+        predictions = predict(model, processor, rows_for(processor, rest), batch_size=batch_size)
         for row in tqdm(predictions, "evaluate", initial=len(done), total=len(rows), unit=" pictures"):
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             lines.flush()

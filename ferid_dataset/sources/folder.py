@@ -14,15 +14,15 @@ import pyarrow as pa
 
 from ferid_dataset.errors import FeridError
 from ferid_dataset.labels import LABELS, canonical
-from ferid_dataset.sources.base import SAMPLES, SPLITS, Reading, Rejected
+from ferid_dataset.sources.base import SAMPLES, SPLITS, Choices, Reading, Rejected, Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 LAYOUT = "pictures lie as ROOT/{train,test}/<emotion>/name.jpg"
 
 
-def read_folder(root: str | os.PathLike) -> Reading:
-    """Lists the pictures under `root`, sorted by id, without opening any.
+def read(root: str | os.PathLike, choices: Choices | None = None) -> Reading:
+    """Lists the pictures under `root`, sorted by id, without opening any. There is nothing to choose.
 
     A file in an emotion folder that is no picture, and a second picture of the same name (the id would be the same),
     are rejected with their reason; hidden files are ignored.
@@ -56,7 +56,7 @@ def read_folder(root: str | os.PathLike) -> Reading:
                     labels.append(label)
     if not path_of_id and not rejected:
         raise FeridError(f"{root} holds no picture: {LAYOUT}")
-    return Reading(_table(path_of_id, labels), sorted(rejected))
+    return Reading(_table(path_of_id, labels), sorted(rejected), layout="pictures in a folder for each expression")
 
 
 def _folders(path: str) -> Iterator[tuple[str, str]]:
@@ -110,3 +110,16 @@ def _table(path_of_id: dict[str, str], labels: list[str]) -> pa.Table:
         "attributes": pa.StructArray.from_arrays([unknown] * 3, fields=list(SAMPLES.field("attributes").type)),
     }
     return pa.table(columns, schema=SAMPLES).sort_by("id")
+
+
+SOURCE = Source(
+    name="folder",
+    title="own pictures",
+    page="",
+    access="your own",
+    licence="not stated: ask who built this",
+    citation="",
+    media_type="image",
+    marks=tuple(SPLIT_OF_FOLDER),
+    read=read,
+)
