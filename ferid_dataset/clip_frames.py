@@ -55,11 +55,19 @@ class ClipFrames(AbstractFileSystem):
         self.clip = fo
 
     def _open(self, path: str, mode: str = "rb", **kwargs) -> io.BytesIO:
-        place = re.fullmatch(r"(\d+)of(\d+)", path)
-        if mode != "rb" or not self.clip or not place or int(place[1]) >= int(place[2]):
+        if mode != "rb":
+            raise ValueError(f"frames of clips cannot be written: {self.clip}")
+        return io.BytesIO(self._picture(path))
+
+    def info(self, path: str, **kwargs) -> dict:
+        return {"name": path, "size": len(self._picture(path)), "type": "file"}
+
+    def _picture(self, path: str) -> bytes:
+        place = re.fullmatch(r"(?:frame://)?(\d+)of(\d+)", path)
+        if not self.clip or not place or int(place[1]) >= int(place[2]):
             raise ValueError(f"no frame to read: frame://{path}::{self.clip}; one is frame://3of8::/path/of/clip.mp4")
         stamp = os.stat(self.clip).st_mtime_ns
-        return io.BytesIO(_pictures(self.clip, stamp, int(place[2]))[int(place[1])])
+        return _pictures(self.clip, stamp, int(place[2]))[int(place[1])]
 
 
 @lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 """What holds for every test: no network, few threads, a cache of its own; set before torch and transformers load."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -32,13 +33,19 @@ def shared_faces() -> Path:
 
 
 @pytest.fixture(scope="session")
-def skeleton(tmp_path_factory) -> Path:
-    """RAF-DB, AffectNet, FERPlus, DFEW, FERV39k and MAFW: real annotation lists, stand-in media; not to be changed."""
+def skeleton() -> Path:
+    """RAF-DB, AffectNet, FERPlus, DFEW, FERV39k and MAFW: real annotation lists, stand-in media; not to be changed.
+
+    It stays in the folder for temporary files: 450,000 links take longer to remove than to make.
+    """
     tool = SHARED / "tools" / "make_skeleton.py"
     if not tool.is_file():
         pytest.skip(f"no {tool}; FERID_SHARED may name the folder that holds tools/")
-    root = tmp_path_factory.mktemp("skeleton")
-    subprocess.run([sys.executable, tool, root, "--frames", "1"], check=True, capture_output=True)
+    root = Path(tempfile.gettempdir(), f"ferid_skeleton_{hashlib.sha256(tool.read_bytes()).hexdigest()[:16]}")
+    if not root.is_dir():
+        unfinished = Path(tempfile.mkdtemp(prefix="ferid_skeleton_"))
+        subprocess.run([sys.executable, tool, unfinished, "--frames", "1"], check=True, capture_output=True)
+        unfinished.rename(root)
     return root
 
 

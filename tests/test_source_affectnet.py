@@ -21,18 +21,6 @@ HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_land
 LISTS, IMAGES = "Manually_Annotated_file_lists", "Manually_Annotated/Manually_Annotated_Images"
 
 
-@pytest.fixture(scope="session")
-def skeleton(tmp_path_factory):
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    tool = Path(os.environ.get("FERID_SHARED", beside)) / "tools/make_skeleton.py"
-    if not tool.exists():
-        pytest.skip(f"no {tool}; FERID_SHARED may name its folder")
-    root = tmp_path_factory.mktemp("skeleton")
-    subprocess.run([sys.executable, tool, root, "--only", "affectnet"], check=True, stdout=subprocess.DEVNULL)
-    yield root
-    shutil.rmtree(root)
-
-
 def line(name, code):
     return f"{name},10,20,200,200,{';'.join(['50.0;60.0'] * 68)},{code},0.1,-0.1"
 

@@ -1,10 +1,7 @@
 """DFEW: both shapes of its clips, all folds, and what is wrong with lists and media, row by row."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -257,18 +254,6 @@ def test_half_unpacked(tmp_path):
     (tmp_path / "EmoLabel_DataSplit/test(single-labeled)/set_1.csv").write_bytes(b"")
     with pytest.raises(FeridError, match=r"the list .*test\(single-labeled\)/set_1.csv is empty: restore it"):
         read(str(tmp_path), Choices())
-
-
-@pytest.fixture(scope="session")
-def skeleton(tmp_path_factory):
-    """The real lists of DFEW with stand-ins for its media."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    tool = Path(os.environ.get("FERID_SHARED", beside)) / "tools/make_skeleton.py"
-    if not tool.is_file():
-        pytest.skip(f"there is no {tool}; FERID_SHARED may name the folder")
-    root = tmp_path_factory.mktemp("skeleton")
-    subprocess.run([sys.executable, tool, root, "--only", "dfew", "--frames", "1"], check=True)
-    return root
 
 
 @pytest.mark.shared

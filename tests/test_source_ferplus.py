@@ -22,18 +22,6 @@ BOX = '"(0, 0, 48, 48)"'
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
 
 
-@pytest.fixture(scope="session")
-def skeleton(tmp_path_factory):
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    tool = Path(os.environ.get("FERID_SHARED", beside)) / "tools/make_skeleton.py"
-    if not tool.exists():
-        pytest.skip(f"no {tool}; FERID_SHARED may name its folder")
-    root = tmp_path_factory.mktemp("skeleton")
-    subprocess.run([sys.executable, tool, root, "--only", "ferplus"], check=True, stdout=subprocess.DEVNULL)
-    yield root
-    shutil.rmtree(root)
-
-
 def generated(data, train, box=True):
     """The lists from "name votes", with their pictures; validation and test have one sample each."""
     for folder, pairs in ((TRAIN, train), (VALID, [f"fer1.png {HAPPY}"]), (TEST, [f"fer2.png {HAPPY}"])):

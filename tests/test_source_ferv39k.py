@@ -1,10 +1,7 @@
 """FERV39k: its layouts, labels that folders confirm, and what is wrong with lists and media, row by row."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -188,18 +185,6 @@ def test_half_unpacked(tmp_path):
     (tmp_path / "4_setups/All_scenes/test_All.csv").unlink()
     with pytest.raises(FeridError, match="it has no 4_setups/All_scenes/test_All.csv and no All_scenes/test_All.csv"):
         read(str(tmp_path), Choices())
-
-
-@pytest.fixture(scope="session")
-def skeleton(tmp_path_factory):
-    """The real lists of FERV39k with stand-ins for its media."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    tool = Path(os.environ.get("FERID_SHARED", beside)) / "tools/make_skeleton.py"
-    if not tool.is_file():
-        pytest.skip(f"there is no {tool}; FERID_SHARED may name the folder")
-    root = tmp_path_factory.mktemp("skeleton")
-    subprocess.run([sys.executable, tool, root, "--only", "ferv39k", "--frames", "1"], check=True)
-    return root
 
 
 @pytest.mark.shared

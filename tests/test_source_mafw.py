@@ -1,10 +1,7 @@
 """MAFW: single and compound labels, both shapes of its clips, captions of any bytes, and what is wrong row by row."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -313,19 +310,6 @@ def test_half_unpacked(tmp_path):
     (tmp_path / "Train & Test Set/single/no_caption/set_1/test.txt").unlink()
     with pytest.raises(FeridError, match="set_1/test.txt cannot be opened: No such file or directory; restore it"):
         read(str(tmp_path), Choices())
-
-
-@pytest.fixture(scope="session")
-def skeleton(tmp_path_factory):
-    """The real lists of MAFW with stand-ins for its media."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    tool = Path(os.environ.get("FERID_SHARED", beside)) / "tools/make_skeleton.py"
-    if not tool.is_file():
-        pytest.skip(f"there is no {tool}; FERID_SHARED may name the folder")
-    pytest.importorskip("av")  # the tool writes a clip
-    root = tmp_path_factory.mktemp("skeleton")
-    subprocess.run([sys.executable, tool, root, "--only", "mafw"], check=True)
-    return root
 
 
 @pytest.mark.shared

