@@ -5,7 +5,7 @@
     ferid/rejected.jsonl                          {"id": ..., "path": ..., "reason": ...}, a line a sample left out
     ferid/truncated.jsonl                         the same of clips of which only a part can be decoded
     ferid/faces/folder/train.parquet              cache of face priors, never published
-    ferid/pictures/ferplus/fer0000000.png         pictures that came as text (`fer2013.csv`)
+    ferid/pictures/ferplus-<hash>/fer0000000.png  pictures that came as text (`fer2013.csv`)
 
 File names carry a hash of their content: `datasets` caches by name and would serve the old rows of a rebuilt file. The
 README is put in place last, so that at every moment the folder is either the old dataset or the new one.

@@ -131,7 +131,10 @@ def _classes(rows: list[dict], rejected: Counter, official: dict[str, dict[str, 
     labels |= {label for counts in official.values() for label in counts}
     in_order = sorted(labels, key=lambda label: (LABELS.index(label.partition(" and ")[0]), label))
     return {
-        label: {split: [usable[label, split], official.get(split, {}).get(label, 0) if official else None] for split in splits}
+        label: {
+            split: [usable[label, split], official.get(split, {}).get(label, 0) if official else None]
+            for split in splits
+        }
         | {"rejected": rejected[label]}
         for label in in_order
     }

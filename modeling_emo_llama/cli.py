@@ -40,6 +40,7 @@ def create(
     vision: Annotated[str | None, typer.Option(help="Vision tower: Hub id or folder.", metavar="ID")] = None,
     text: Annotated[str | None, typer.Option(help="Causal language model: Hub id or folder.", metavar="ID")] = None,
     compress_type: Annotated[str, typer.Option(help="Content tokens of a picture: mean, or grid:n.")] = "grid:2",
+    fast_jpeg: Annotated[bool, typer.Option("--fast-jpeg", help="Decode JPEGs on the fast path.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
 ) -> None:
     """Compose a checkpoint from a vision tower and a language model."""
@@ -48,7 +49,15 @@ def create(
     start = time.perf_counter()
     silence_transformers()
     with one_sentence(), working(f"Composing {out}"):
-        create_checkpoint(out, preset=preset, vision=vision, text=text, compress_type=compress_type, seed=seed)
+        create_checkpoint(
+            out,
+            preset=preset,
+            vision=vision,
+            text=text,
+            compress_type=compress_type,
+            fast_jpeg=fast_jpeg,
+            seed=seed,
+        )
     parameters, size = checkpoint_size(out)
     seconds = time.perf_counter() - start
     typer.echo(

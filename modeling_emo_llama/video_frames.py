@@ -94,10 +94,10 @@ def _read_with_pyav(path: str, num_frames: int, size: tuple[int, int] | None) ->
         raise ImportError("the reader pyav needs: pip install 'emo-llama[fast]'") from error
     try:
         # Opening would decode a picture to describe it. The decoder proper, which is another one, skips nothing.
-        with av.open(path, options={"skip_frame": "all"}) as container:
+        with av.open(path, options={"skip_frame": "all"}, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise OSError(f"{path} has no video stream")
+            if stream is None or stream.codec_context is None:
+                raise OSError(f"{path} has no video stream, or one that FFmpeg does not know")
             frames, total, truncated = _decode(container, stream, num_frames)
             if not frames:
                 raise OSError(f"no frame of {path} can be decoded")

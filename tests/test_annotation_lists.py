@@ -23,15 +23,16 @@ def read(tmp_path, content, delimiter=" ", **options):
         b"a.jpg 1\rb.jpg 2",
         b"\xef\xbb\xbfa.jpg 1\nb.jpg 2",
         b"a.jpg 1\nb.jpg 2\n\n\n",
+        b"a.jpg 1 \t\nb.jpg 2  ",
     ],
-    ids=["unix", "windows", "old mac", "byte order mark", "blank lines at the end"],
+    ids=["unix", "windows", "old mac", "byte order mark", "blank lines at the end", "blanks at the ends"],
 )
 def test_line_ends_and_marks(tmp_path, content):
     assert read(tmp_path, content) == ([("a.jpg", "1", 1), ("b.jpg", "2", 2)], [])
 
 
 def test_rows_know_their_line(tmp_path):
-    rows, rejected = read(tmp_path, b"name,code\na,1\n\nb\nc,1,2\n\xff,3\n d , 4 \n", ",", header=True)
+    rows, rejected = read(tmp_path, b"name,code\na,1\n\nb\nc,1,2\n\xff,3\n d , 4 \n", ",", header="name")
     assert rows == [("a", "1", 2), ("d", "4", 7)]
     assert rejected == [
         ("4", "the line has 1 fields, not 2: 'b'"),

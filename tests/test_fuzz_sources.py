@@ -34,7 +34,7 @@ class Tree(NamedTuple):
     media: list[str]
     delimiter: str
     fields: int
-    header: str | None  # first field of a header line
+    header: str | None  # what a header begins with
 
 
 TREES = {
@@ -211,10 +211,13 @@ def plain_rows(root: Path, tree: Tree) -> tuple[int, set[tuple[str, ...]]]:
     """How many rows there are, and the fields of those that can be read."""
     count, rows = 0, set()
     for file in tree.lists:
-        for line in re.split(rb"\r\n|\r|\n", (root / file).read_bytes().removeprefix(b"\xef\xbb\xbf")):
+        data = (root / file).read_bytes().removeprefix(b"\xef\xbb\xbf")
+        for number, line in enumerate(re.split(rb"\r\n|\r|\n", data)):
+            line = line.rstrip(b" \t") if tree.delimiter == " " else line
             fields = tuple(field.strip() for field in line.decode(errors="replace").split(tree.delimiter))
             whole = len(fields) == tree.fields
-            if not line.strip() or (whole and not any(fields)) or (whole and fields[0] == tree.header):
+            is_header = tree.header is not None and not number and line.startswith(tree.header.encode())
+            if not line.strip() or (whole and not any(fields)) or is_header:
                 continue
             count += 1
             if whole:

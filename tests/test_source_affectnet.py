@@ -1,11 +1,7 @@
 """AffectNet's two releases to SAMPLES: 7 and 8 classes, every kind of bad input, and the official counts."""
 
 import os
-import shutil
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,7 +238,6 @@ def test_an_empty_list_and_no_folder(tmp_path):
         read(str(tmp_path), Choices())
 
 
-@pytest.mark.slow
 @pytest.mark.shared
 def test_the_official_counts(skeleton):
     reading = read(str(skeleton / "AffectNet"), Choices())

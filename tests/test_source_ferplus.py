@@ -1,9 +1,6 @@
 """FERPlus to SAMPLES: both shapes, label rules, pictures that come as text, every kind of bad input, the counts."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 

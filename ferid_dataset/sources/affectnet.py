@@ -28,7 +28,7 @@ from datasets.utils import tqdm
 
 from ferid_dataset.labels import CLASSES
 from ferid_dataset.prompts import options_of
-from ferid_dataset.sources.annotation_lists import read_list
+from ferid_dataset.sources.annotation_lists import read_splits
 from ferid_dataset.sources.base import Choices, Listed, Reading, Rejected, Source, assemble, find
 from ferid_dataset.sources.media_files import stills
 
@@ -65,18 +65,10 @@ def read(root: str, choices: Choices) -> Reading:
 
 
 def _read_lists(root: str) -> Listed:
-    tables, rejected = [], []
-    for name, split in LIST_SPLITS.items():
-        path = find(root, "AffectNet", f"{LISTS}/{name}.csv")
-        with open(path, "rb") as stream:
-            header = b"subDirectory_filePath" in stream.readline(40)
-        listed = read_list(path, COLUMNS, delimiter=",", header=header, keep=["name", "code"])
-        ids = pc.binary_join_element_wise(
-            "affectnet/", pc.replace_substring_regex(listed.rows["name"], r"\.\w+$", ""), ""
-        )
-        tables.append(listed.rows.append_column("id", ids).append_column("split", pa.repeat(split, len(ids))))
-        rejected += listed.rejected
-    return Listed(pa.concat_tables(tables), rejected)
+    lists = {split: find(root, "AffectNet", f"{LISTS}/{name}.csv") for name, split in LIST_SPLITS.items()}
+    rows, rejected = read_splits(lists, COLUMNS, delimiter=",", header="subDirectory_filePath", keep=["name", "code"])
+    stems = pc.replace_substring_regex(rows["name"], r"\.\w+$", "")
+    return Listed(rows.append_column("id", pc.binary_join_element_wise("affectnet/", stems, "")), rejected)
 
 
 def _read_arrays(root: str) -> Listed:

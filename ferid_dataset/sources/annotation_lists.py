@@ -7,6 +7,7 @@ Every line that is not blank becomes a row or a `Rejected` with its line number;
 """
 
 import codecs
+import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
@@ -20,7 +21,7 @@ from ferid_dataset.sources.base import Listed, Rejected
 
 
 def read_list(
-    path: str, names: Sequence[str], delimiter: str, header: bool = False, keep: Sequence[str] | None = None
+    path: str, names: Sequence[str], delimiter: str, header: str | None = None, keep: Sequence[str] | None = None
 ) -> Listed:
     """The rows of a list as text, white space trimmed, with the file and the line that each comes from.
 
@@ -30,7 +31,7 @@ def read_list(
         path: the file; UTF-8, with or without a byte order mark.
         names: the columns, in the order in which they stand in the file.
         delimiter: what separates the fields of a line.
-        header: whether the first line names the columns; it is then skipped.
+        header: what the first line begins with if it names the columns; it is then skipped.
         keep: the columns to return; all by default.
 
     Raises:
@@ -47,11 +48,13 @@ def read_list(
         return "skip"
 
     keep = list(keep or names)
+    data = _read(path, delimiter)
+    skip_rows = int(header is not None and data.removeprefix(codecs.BOM_UTF8).startswith(header.encode()))
     try:
         table = csv.read_csv(
-            pa.BufferReader(_read(path)),
+            pa.BufferReader(data),
             # One thread: only so are line numbers known.
-            read_options=csv.ReadOptions(use_threads=False, column_names=list(names), skip_rows=int(header)),
+            read_options=csv.ReadOptions(use_threads=False, column_names=list(names), skip_rows=skip_rows),
             parse_options=csv.ParseOptions(
                 delimiter=delimiter, quote_char=False, ignore_empty_lines=False, invalid_row_handler=reject
             ),
@@ -63,28 +66,30 @@ def read_list(
         if "Empty CSV" not in str(error):
             raise FeridError(f"{path} cannot be read as a list: {error}; restore it from the archive") from error
         table = pa.table({name: pa.array([], pa.string()) for name in keep})
-    lines = _line_numbers(len(table), bad_lines, first=1 + header)
+    lines = _line_numbers(len(table), bad_lines, first=1 + skip_rows)
     return _as_text(table, lines, path, rejected)
 
 
-def read_splits(
-    paths: Mapping[str, str], names: Sequence[str], delimiter: str, keep: Sequence[str] | None = None
-) -> Listed:
+def read_splits(paths: Mapping[str, str], names: Sequence[str], delimiter: str, **options) -> Listed:
     """The lists of several splits as one, with the split that each row belongs to; see [`read_list`].
 
     Args:
         paths: split -> file.
+        options: `header` and `keep` of `read_list`.
     """
     tables, rejected = [], []
     for split, path in paths.items():
-        rows, bad = read_list(path, names, delimiter, keep=keep)
+        rows, bad = read_list(path, names, delimiter, **options)
         tables.append(rows.append_column("split", pa.repeat(split, len(rows))))
         rejected += bad
     return Listed(pa.concat_tables(tables), rejected)
 
 
-def _read(path: str) -> bytes:
-    """The file, with U+FFFD for bytes that are not UTF-8: the parser cannot report a bad line that holds any."""
+def _read(path: str, delimiter: str) -> bytes:
+    """The file, with U+FFFD for bytes that are not UTF-8: the parser cannot report a bad line that holds any.
+
+    Blanks at the ends of lines are no further fields of a list that is separated by them.
+    """
     try:
         with open(path, "rb") as stream:
             data = stream.read()
@@ -94,6 +99,8 @@ def _read(path: str) -> bytes:
         raise FeridError(f"the list {path} is empty: restore it from the archive")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FeridError(f"the list {path} is UTF-16: save it as UTF-8")
+    if delimiter == " ":
+        data = re.sub(rb"[ \t]+(?=[\r\n]|$)", b"", data)
     return data if data.isascii() else data.decode(errors="replace").encode()
 
 

@@ -212,8 +212,8 @@ def assemble(
 
     rows = reject(rows, _messages(rows["split"].is_null(), "its name tells no split"))
     rows = reject(rows, _leaving(rows["name"]))
-    rows = reject(rows, _unknown(rows["code"], codes))
     rows = reject(rows, _repeated(rows))
+    rows = reject(rows, _unknown(rows["code"], codes))
     media = find_media(rows["name"].combine_chunks())
     usable = media.problems.is_null()
     paths = media.paths.filter(usable) if usable.false_count else media.paths

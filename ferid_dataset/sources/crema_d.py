@@ -76,7 +76,7 @@ def read(root: str, choices: Choices) -> Reading:
 
 def _read_people(path: str) -> tuple[dict[str, dict[str, str | None]], list[Rejected]]:
     """Age, gender and race of each actor, and the lines that tell none."""
-    rows, rejected = read_list(path, ["actor", "age", "sex", "race", "ethnicity"], delimiter=",", header=True)
+    rows, rejected = read_list(path, ["actor", "age", "sex", "race", "ethnicity"], delimiter=",", header="ActorID")
     people = {}
     for row in rows.to_pylist():
         actor, age, sex, race, ethnicity = (row[name].strip('"') for name in rows.column_names[:5])

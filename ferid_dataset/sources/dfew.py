@@ -38,8 +38,7 @@ def read(root: str, choices: Choices) -> Reading:
     }
     media = find(root, "DFEW", "Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/original")
     original = media.endswith("original")
-    rows, rejected = read_splits(lists, ["name", "code"], delimiter=",")
-    rows = rows.filter(pc.not_equal(rows["name"], "video_name"))  # the header
+    rows, rejected = read_splits(lists, ["name", "code"], delimiter=",", header="video_name")
     padded = pc.utf8_lpad(rows["name"], 5, padding="0")
     plain = pc.utf8_ltrim(padded, characters="0")
     columns = {

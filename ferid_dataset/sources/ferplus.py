@@ -126,8 +126,8 @@ def _read_pair(root: str, pictures: str | None) -> tuple[Listed, str]:
     pixels, votes = (find(root, "FERPlus", name) for name in ("fer2013.csv", "fer2013new.csv"))
     if pictures is None:
         raise FeridError(f"{pixels} holds the pictures as text: name a folder to unpack them to with `pictures`")
-    rows, rejected = read_list(votes, ["usage", "name", *VOTES], delimiter=",", header=True)
-    shown, torn = read_list(pixels, ["emotion", "pixels", "usage"], delimiter=",", header=True, keep=["usage"])
+    rows, rejected = read_list(votes, ["usage", "name", *VOTES], delimiter=",", header="Usage")
+    shown, torn = read_list(pixels, ["emotion", "pixels", "usage"], delimiter=",", header="emotion", keep=["usage"])
     usages = shown["usage"].take(pc.index_in(rows["line"], shown["line"]))  # null where a line is torn
     if len(rows) + len(rejected) != len(shown) + len(torn) or pc.any(pc.not_equal(rows["usage"], usages)).as_py():
         raise FeridError(
