@@ -55,8 +55,8 @@ def read_frames(
             are the same of both readers, their pixels differ by about 2 of 255.
         reader: "pyav" or "decord"; PyAV where it is installed by default.
 
-    Of a file that was cut short the frames that are there are taken; decord cannot do that with every format, and
-    does not tell it.
+    Of a file that was cut short the frames that are there are taken, and `truncated` tells it. With decord a cut mp4
+    is mostly an error, and other cut files go unnoticed; a cut webm does so with PyAV, too.
 
     Raises:
         ValueError: `num_frames` is less than 1, or there is no such reader.
@@ -116,8 +116,9 @@ def _decode(container, stream, num_frames: int) -> tuple[dict, int, bool]:
     codec = stream.codec_context
     codec.thread_count = 1
     codec.open(strict=False)  # now, since AV1's looks at `skip_frame` but once
-    if packets and not truncated and _times_tell_order(container, codec, packets):
-        times = sorted(packet.pts for packet in packets if not packet.is_discard)
+    shown = [packet.pts for packet in packets if not packet.is_discard]
+    if shown and not truncated and _times_tell_order(container, codec, packets):
+        times = sorted(shown)
         index_of = {times[index]: index for index in bin_centres(len(times), num_frames)}
         try:
             decoded = _decode_wanted(codec, packets, index_of)
@@ -132,15 +133,18 @@ def _decode(container, stream, num_frames: int) -> tuple[dict, int, bool]:
 
 
 def _demux(container, stream) -> tuple[list, bool]:
-    """The packets of the stream in decoding order, and whether some that the file speaks of are missing or cut."""
+    """The packets of the stream in decoding order, and whether the file ends within a packet, be it one of sound."""
     import av
 
-    packets = []
+    packets, cut = [], False
     try:
-        packets.extend(packet for packet in container.demux(stream) if packet.size)
+        for packet in container.demux():
+            cut = cut or packet.is_corrupt
+            if packet.size and packet.stream_index == stream.index:
+                packets.append(packet)
     except av.FFmpegError:
-        return packets, True
-    return packets, len(packets) < stream.frames or any(packet.is_corrupt for packet in packets)
+        cut = True
+    return packets, cut
 
 
 def _times_tell_order(container, codec, packets: list) -> bool:
@@ -202,14 +206,16 @@ def _same_rgb_everywhere(frames: dict) -> bool:
 
 
 def _upright_rgb(frames: dict, size: tuple[int, int] | None) -> dict[int, np.ndarray]:
+    """RGB by index, [H, W, 3], all of one size even if the clip changes its own."""
     from av.video.reformatter import VideoReformatter
 
-    found = {}
+    first = next(iter(frames.values()))
     swscale = VideoReformatter()  # one for all: setting it up is dear
+    found = {}
     for index, frame in frames.items():
         quarter_turns = round(frame.rotation / 90)  # counterclockwise
-        height, width = size or (None, None)
-        if quarter_turns % 2:
+        height, width = size or (first.height, first.width)
+        if size and quarter_turns % 2:
             height, width = width, height
         rgb = swscale.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         found[index] = np.rot90(rgb.to_ndarray(), quarter_turns)
@@ -227,7 +233,8 @@ def _read_with_decord(path: str, num_frames: int, size: tuple[int, int] | None) 
     try:
         # By default decord repeats a frame in place of one that it cannot decode.
         reader = decord.VideoReader(path, width=width, height=height, num_threads=1, fault_tol=1e-6)
-        total = len(reader)
+        starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]  # seconds; about -1e17 where there is none
+        total = len(reader) - int(((starts < 0) & (starts > -1e9)).sum())  # those before the start are not shown
         wanted = set(bin_centres(total, num_frames))
         for index in range(max(wanted) + 1):
             frame = reader.next()

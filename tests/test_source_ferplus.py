@@ -120,9 +120,9 @@ def test_label_rules(tmp_path, votes, argmax8, argmax10, majority):
 
 def test_what_is_wrong_with_a_line_or_its_picture_is_said(tmp_path):
     (tmp_path / "outside.png").write_bytes(b"a picture")
-    names = ["good", "twice", "other", "empty", "gone", "fer1"]
+    names = ["good", "twice", "other", "away", "gone", "fer1"]
     data = generated(tmp_path / "data", [f"{name}.png {HAPPY}" for name in names])
-    (data / TRAIN / "empty.png").write_bytes(b"")
+    (data / TRAIN / "away.png").unlink()
     (data / TRAIN / "gone.png").unlink()
     (data / TRAIN / "link.png").symlink_to(tmp_path / "outside.png")
     bad = [
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_line_or_its_picture_is_said(tmp_path):
     said = {int(row.path.removeprefix(f"{path}:")): row.reason for row in reading.rejected}
     kinds = {
         3: "with different labels",
-        4: "the file is empty",
+        4: "the file is missing",
         5: "the file is missing",
         6: f"listed twice: see {data / VALID / 'label.csv'}:1",
         7: f"listed twice: see {path}:2",

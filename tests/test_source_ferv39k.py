@@ -123,7 +123,7 @@ def test_bad_rows_are_rejected_with_their_line(tmp_path):
         ("ferv39k/../Sad/9", "train_All.csv:9", leads_out),
         ("ferv39k//etc/Sad/10", "train_All.csv:10", "its folder is not one of its label: Sad"),
         ("ferv39k/A/../Sad/11", "train_All.csv:11", "its folder is not one of its label: Sad"),
-        ("ferv39k/A/Sad/12", "train_All.csv:12", "the folder of the clip is missing"),
+        ("ferv39k/A/Sad/12", "train_All.csv:12", "the folder is missing"),
     ]
     assert reading.read == len(rows)
 

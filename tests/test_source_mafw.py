@@ -264,14 +264,14 @@ def test_media_that_cannot_be_used(tmp_path):
     write_lists(tmp_path, b"".join(b"0000%d.mp4 fear\n" % number for number in range(1, 6)))
     add_clips(tmp_path, "00001", "00002")
     clips = tmp_path / "data/clips"
-    (clips / "00002.mp4").write_bytes(b"")
+    (clips / "00002.mp4").unlink()
     (clips / "00003.mp4").mkdir()
     (clips / "00004.mp4").symlink_to(tmp_path / "elsewhere.mp4")
     reading = read(str(tmp_path), Choices())
     assert labels(reading) == {"mafw/00001": "fear"}
     outside = "a symbolic link leads out of the folder of the media"
     assert [row[2] for row in rejected(reading)] == [
-        "the file is empty",
+        "the file is missing",
         "it is no file",
         outside,
         "the file is missing",
@@ -287,7 +287,7 @@ def test_media_that_cannot_be_used(tmp_path):
         "the folder of the clip holds no picture",
         "it is no folder",
         outside,
-        "the folder of the clip is missing",
+        "the folder is missing",
     ]
     assert reading.read == 5
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -41,24 +41,13 @@ CLIPS = {
 }
 
 
-def write_clip(
-    path,
-    frames=60,
-    size=(64, 48),
-    codec="libx264",
-    gop=12,
-    b_frames=2,
-    pix_fmt="yuv420p",
-    times=None,
-    options=None,
-    container_options=None,
-):
+def write_clip(path, frames=60, size=(64, 48), codec="libx264", gop=12, b_frames=2, times=None, **more):
     """Coloured blocks that move, so that no two frames are alike. `times` gives the milliseconds of a frame."""
     width, height = size
     blocks = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+    with av.open(str(path), "w", options=more.get("muxer", {})) as container:
+        stream = container.add_stream(codec, rate=25, options=more.get("options", {}))
+        stream.width, stream.height, stream.pix_fmt = width, height, more.get("pix_fmt", "yuv420p")
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -175,7 +164,7 @@ def test_resized_frames_are_the_same_frames(clips):
 @pytest.mark.parametrize("percent", [30, 60, 90])
 @pytest.mark.parametrize("made", [{"gop": 250}, {"b_frames": 0}])
 def test_cut_mp4(tmp_path, made, percent):
-    whole = write_clip(tmp_path / "whole.mp4", container_options={"movflags": "faststart"}, **made)
+    whole = write_clip(tmp_path / "whole.mp4", muxer={"movflags": "faststart"}, **made)
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
     there = every_frame(cut)
@@ -204,6 +193,59 @@ def test_cut_avi(tmp_path, percent):
         assert frames.num_frames_in_clip == len(there) and frames.indices == bin_centres(len(there), 4)
         assert np.array_equal(frames.pixels, there[frames.indices])
         assert frames.truncated == (reader == "pyav")
+
+
+def test_clip_that_was_trimmed_without_coding_it_anew(clips, tmp_path):
+    """Its file holds frames from the last keyframe on, that are not shown but that others need."""
+    trimmed = tmp_path / "trimmed.mp4"
+    with av.open(str(clips["b_frames_gop_12.mp4"])) as whole, av.open(str(trimmed), "w") as part:
+        stream = whole.streams.video[0]
+        copy = part.add_stream_from_template(stream)
+        for packet in [packet for packet in whole.demux(stream) if packet.size]:
+            packet.pts -= 17 * packet.duration
+            packet.dts -= 17 * packet.duration
+            packet.stream = copy
+            part.mux(packet)
+    shown = every_frame(clips["b_frames_gop_12.mp4"])[17:]
+    for reader in READERS:
+        frames = read_frames(trimmed, 8, reader=reader)
+        assert frames.num_frames_in_clip == len(shown) == 43 and not frames.truncated
+        assert np.array_equal(frames.pixels, shown[bin_centres(43, 8)])
+
+
+def test_avi_with_dropped_frames(clips, tmp_path):
+    """The header counts them as frames, but they are none that can be shown apart."""
+    data = clips["mpeg4_no_b_frames.avi"].read_bytes()
+    start, end = data.index(b"movi") + 4, data.index(b"idx1")
+    frames = b"00dc".join(piece + b"00dc\0\0\0\0" * (piece != b"") for piece in data[start:end].split(b"00dc"))
+    header = bytearray(data[:start])
+    struct.pack_into("<I", header, 4, len(header) + len(frames) - 8)
+    struct.pack_into("<I", header, start - 8, len(frames) + 4)
+    for at in (header.index(b"avih") + 24, header.index(b"strh") + 40):
+        struct.pack_into("<I", header, at, 120)
+    (tmp_path / "dropped.avi").write_bytes(header + frames)
+    for reader in READERS:
+        found, whole = (
+            read_frames(path, 8, reader=reader) for path in (tmp_path / "dropped.avi", clips["mpeg4_no_b_frames.avi"])
+        )
+        assert found.num_frames_in_clip == 60 and not found.truncated
+        assert np.array_equal(found.pixels, whole.pixels)
+
+
+@given(st.sampled_from(["b_frames_gop_12.mp4", "mpeg4.avi", "flash.flv", "vp8.webm"]), st.randoms(), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_damaged_clips_give_frames_or_a_reason(clips, tmp_path_factory, name, random, in_header):
+    data = bytearray(clips[name].read_bytes())
+    for _ in range(random.choice([1, 5, 50])):
+        data[random.randrange(500 if in_header else len(data))] = random.randrange(256)
+    damaged = tmp_path_factory.getbasetemp() / f"damaged{name}"
+    damaged.write_bytes(data[: random.choice([None, random.randrange(len(data))])])
+    try:
+        frames = read_frames(damaged, 4, size=(16, 16))
+    except OSError as error:
+        assert str(damaged) in str(error)
+    else:
+        assert frames.pixels.shape == (4, 16, 16, 3) and frames.indices == bin_centres(frames.num_frames_in_clip, 4)
 
 
 def write_broken(path):

@@ -3,12 +3,12 @@
     stills("/data/RAF-DB/basic/Image/aligned", ["train_00001_aligned.jpg"])
     -> paths [["/data/RAF-DB/basic/Image/aligned/train_00001_aligned.jpg"]] · problems [None]
 
-A file that is missing or empty, or that a symbolic link leads out of the folder, is a problem told in words. The
-folder itself may be a link: where a user keeps a dataset is their business, where a list leads to is ours.
+A file that is missing, or that a symbolic link leads out of the folder, is a problem told in words. The folder itself
+may be a link: where a user keeps a dataset is their business, where a list leads to is ours. Files are not asked their
+size, which would double the time of a build: that a file is empty or broken is found by `verify.py`, which opens it.
 """
 
 import os
-import stat
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -20,38 +20,32 @@ from ferid_dataset.clip_frames import frame_paths
 from ferid_dataset.sources.base import Media
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-MISSING, EMPTY, NO_FILE = "the file is missing", "the file is empty", "it is no file"
 OUTSIDE = "a symbolic link leads out of the folder of the media"
 
 
 def stills(folder: str, names: pa.Array) -> Media:
     """Pictures `folder`/name. Names may hold folders: `689/737db2.jpg`."""
-    problems = _problems(folder, names, _file_problem, MISSING)
+    problems = _problems(folder, names, os.DirEntry.is_file, "file")
     paths = pc.if_else(problems.is_null(), _join(folder, names), pa.scalar(None, pa.string()))
     return Media(pa.ListArray.from_arrays(pa.array(range(len(paths) + 1), pa.int32()), paths), problems)
 
 
 def videos(folder: str, names: pa.Array, frames: int) -> Media:
     """Clips that are video files: the paths of `frames` frames each, which are decoded when they are read."""
-    return Media(frame_paths(_join(folder, names), frames), _problems(folder, names, _file_problem, MISSING))
+    return Media(frame_paths(_join(folder, names), frames), _problems(folder, names, os.DirEntry.is_file, "file"))
 
 
 def frame_folders(folder: str, names: pa.Array, frames: int) -> Media:
-    """Clips that are folders of pictures: the files at the centres of `frames` equal bins.
-
-    Only these files are looked at; another that is empty does no harm.
-    """
+    """Clips that are folders of pictures: the files at the centres of `frames` equal bins."""
     choose = lru_cache(choose_frames)  # most clips of as many frames name them alike
-    inside = os.path.realpath(folder)
-    problems = _problems(folder, names, _folder_problem, "the folder of the clip is missing").to_pylist()
+    problems = _problems(folder, names, os.DirEntry.is_dir, "folder").to_pylist()
     files: list[str | None] = []
     for index, name in enumerate(names.to_pylist()):
         chosen: list[str] = []
         if problems[index] is None:
-            clip = f"{folder}/{name}"
             try:
-                chosen = choose(tuple(os.listdir(clip)), frames)
-                problems[index] = _frames_problem(clip, chosen, inside)
+                chosen = choose(tuple(os.listdir(f"{folder}/{name}")), frames)
+                problems[index] = None if chosen else "the folder of the clip holds no picture"
             except OSError as error:
                 problems[index] = f"the clip cannot be read: {error.strerror}"
         files += chosen or [None] * frames
@@ -72,7 +66,7 @@ def choose_frames(files: tuple[str, ...], frames: int) -> list[str]:
     return [pictures[int((i + 0.5) * len(pictures) / frames)] for i in range(frames)] if pictures else []
 
 
-def _problems(folder: str, names: pa.Array, problem_of: Callable[[os.DirEntry], str | None], missing: str) -> pa.Array:
+def _problems(folder: str, names: pa.Array, is_kind: Callable[..., bool], kind: str) -> pa.Array:
     """What is wrong with each file or folder, null where nothing is."""
     inside = os.path.realpath(folder)
     present: list[str] = []
@@ -83,48 +77,32 @@ def _problems(folder: str, names: pa.Array, problem_of: Callable[[os.DirEntry], 
         try:
             with os.scandir(os.path.join(folder, parent)) as entries:
                 for entry in entries:
-                    if not _is_utf8(entry.name):  # no list can name it
-                        continue
                     name = prefix + entry.name
-                    if outside or (entry.is_symlink() and not _is_inside(entry.path, inside)):
-                        odd[name] = OUTSIDE
-                    elif problem := problem_of(entry):
-                        odd[name] = problem
-                    else:
+                    if is_kind(entry, follow_symlinks=False) and not outside:
                         present.append(name)
+                    elif outside or (entry.is_symlink() and not _is_inside(entry.path, inside)):
+                        odd[name] = OUTSIDE
+                    elif is_kind(entry):
+                        present.append(name)
+                    elif os.path.exists(entry.path):
+                        odd[name] = f"it is no {kind}"
         except OSError:  # what it should hold is missing
             continue
-    absent = pc.invert(pc.is_in(names, pa.array(present, pa.string())))
-    reasons = pa.repeat(missing, len(names))
+    absent = pc.invert(pc.is_in(names, _texts(present)))
+    reasons = pa.repeat(f"the {kind} is missing", len(names))
     if odd:
-        found = pc.index_in(names, pa.array(odd, pa.string()))
-        reasons = pc.coalesce(pa.array(odd.values(), pa.string()).take(found), reasons)
+        known = _texts(list(odd))
+        found = pc.index_in(names, known)
+        reasons = pc.coalesce(pa.array([odd[name] for name in known.to_pylist()], pa.string()).take(found), reasons)
     return pc.if_else(absent, reasons, pa.scalar(None, pa.string()))
 
 
-def _file_problem(entry: os.DirEntry) -> str | None:
-    if not entry.is_file():
-        return NO_FILE if entry.is_dir() else MISSING
-    return None if entry.stat().st_size else EMPTY
-
-
-def _frames_problem(clip: str, files: list[str], inside: str) -> str | None:
-    for file in dict.fromkeys(files):
-        path = f"{clip}/{file}"
-        status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode):
-            if not _is_inside(path, inside):
-                return OUTSIDE
-            status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return f"{NO_FILE}: {file}"
-        if not status.st_size:
-            return f"{EMPTY}: {file}"
-    return None if files else "the folder of the clip holds no picture"
-
-
-def _folder_problem(entry: os.DirEntry) -> str | None:
-    return None if entry.is_dir() else "it is no folder"
+def _texts(names: list[str]) -> pa.Array:
+    """As a column, without those that are not UTF-8: no list can name them."""
+    try:
+        return pa.array(names, pa.string())
+    except UnicodeEncodeError:
+        return pa.array(filter(_is_utf8, names), pa.string())
 
 
 def _parents(names: pa.Array) -> list[str]:
