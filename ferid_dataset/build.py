@@ -28,13 +28,12 @@ from datasets import Image
 from datasets.utils import tqdm
 
 from ferid_dataset.dataset_card import MARK, build_facts, contents, dataset_card
-from ferid_dataset.drawn_faces import are_drawn
 from ferid_dataset.errors import FeridError
 from ferid_dataset.faces import count_without_face, find_faces
 from ferid_dataset.ferid import FEATURES, instruct, read_sources, to_rows
 from ferid_dataset.sources import SOURCES
 from ferid_dataset.sources.base import Choices, Reading, Rejected
-from ferid_dataset.stats import count_files
+from ferid_dataset.stats import count_rows
 from ferid_dataset.verify import verify_media
 
 CONFIGS = ("category", "conversation")
@@ -47,9 +46,9 @@ class BuildSummary:
 
     out: Path
     readings: dict[str, Reading]  # by source, before anything was verified
-    rows: dict[str, dict[str, int]]  # {"category": {"train": 957, "test": 319}}
     rejected: int  # samples that cannot be used, of all that were read
-    truncated: int = 0  # clips of which only a part can be decoded
+    truncated: int  # clips of which only a part can be decoded
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)  # {"category": {"train": 957, "test": 319}}
     looked: int = 0  # rows of `category` in which faces were looked for
     without_face: int = 0  # of those, without any
     drawn: bool = False  # all of them drawn faces, no photographs
@@ -134,28 +133,21 @@ def build_ferid(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         work = Path(work)
-        summary = BuildSummary(
-            out=out,
-            readings=readings,
-            rows={},
-            rejected=len(usable.rejected),
-            truncated=len(usable.truncated),
-            drawn=are_drawn(usable.samples["id"].to_pylist()),
+        summary = BuildSummary(out, readings, rejected=len(usable.rejected), truncated=len(usable.truncated))
+        rows = {config: instruct(usable.samples, config, annotations and str(annotations)) for config in wanted}
+        counts = count_rows(
+            {config: {split: pa.concat_tables(rows[config][split]) for split in rows[config]} for config in rows}
         )
-        files = {}
-        for config in wanted:
-            splits = instruct(usable.samples, config, annotations and str(annotations))
-            summary.rows[config] = {split: sum(map(len, shards)) for split, shards in splits.items()}
-            files[config] = _write_config(config, splits, work, embed, faces_folder, summary)
+        summary.rows, summary.drawn = counts["total"]["instructions"], counts["drawn"]
+        files = {config: _write_config(config, rows[config], work, embed, faces_folder, summary) for config in wanted}
         _write_lines(usable.rejected, work / "rejected.jsonl")
         _write_lines(usable.truncated, work / "truncated.jsonl")
-        paths = {config: {split: work / config / name for split, name in files[config].items()} for config in files}
         card = dataset_card(
             out.name,
             {config: {split: [name] for split, name in names.items()} for config, names in files.items()},
-            count_files(paths),
+            counts,
             build_facts(choices, readings, usable.rejected, usable.truncated),
-            contents(file for splits in paths.values() for file in splits.values()),
+            contents(work / config / name for config, names in files.items() for name in names.values()),
         )
         (work / "README.md").write_text(card, encoding="utf-8")
         _publish(work, out, files)

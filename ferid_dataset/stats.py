@@ -32,6 +32,8 @@ from ferid_dataset.labels import LABELS
 from ferid_dataset.sources import SOURCES
 from ferid_dataset.sources.base import SPLITS
 
+COUNTED = ["id", "source", "label", "options"]
+
 
 def count_ferid(out: str | os.PathLike) -> dict[str, Any]:
     """
@@ -51,35 +53,32 @@ def count_ferid(out: str | os.PathLike) -> dict[str, Any]:
     Raises:
         [`FeridError`]: `out` is no FERID, or one without rows.
     """
-    stats = count_files(ferid_files(out))
+    files = ferid_files(out)
+    stats = count_rows({c: {s: read_rows(file, COUNTED) for s, file in files[c].items()} for c in files})
     if not stats["sources"]:
         raise FeridError(f"{out} holds no rows: build it again")
     return stats
 
 
-def count_files(files: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
-    """What `count_ferid` returns, of Parquet files by config and split that no card names yet.
-
-    Raises:
-        FeridError: a file is missing or holds no rows of FERID.
-    """
+def count_rows(rows: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, Any]:
+    """What `count_ferid` returns, of rows by config and split with at least the columns `COUNTED`."""
     counts = [
         {"config": config, "split": split, **count}
-        for config, splits in files.items()
-        for split, file in splits.items()
-        for count in _count_rows(file)
+        for config, splits in rows.items()
+        for split, table in splits.items()
+        for count in _group(table)
     ]
-    samples = sample_config(files)
+    samples = sample_config(rows)
     names = in_order({count["source"] for count in counts}, SOURCES)
     sources = [_count_source(name, [count for count in counts if count["source"] == name], samples) for name in names]
-    ids = (row.as_py() for file in files[samples].values() for row in read_rows(file, ["id"])["id"])
+    ids = (name.as_py() for table in rows[samples].values() for name in table["id"])
     return {
         "drawn": are_drawn(ids),  # the first photograph ends it
         "sources": sources,
         "total": {
             "samples": _sums(source["samples"] for source in sources),
             "instructions": {
-                config: _sums(source["instructions"].get(config, {}) for source in sources) for config in files
+                config: _sums(source["instructions"].get(config, {}) for source in sources) for config in rows
             },
         },
     }
@@ -130,9 +129,9 @@ def ferid_files(out: str | os.PathLike) -> dict[str, dict[str, Path]]:
     return files
 
 
-def sample_config(files: Mapping[str, Mapping[str, Path]]) -> str:
+def sample_config(configs: Iterable[str]) -> str:
     """The config whose rows are all samples: `category`, where it was built."""
-    return "category" if "category" in files else next(iter(files))
+    return "category" if "category" in configs else next(iter(configs))
 
 
 def read_rows(file: Path, columns: list[str]) -> pa.Table:
@@ -153,11 +152,12 @@ def in_order(names: Iterable[str], order: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))
 
 
-def _count_rows(file: Path) -> list[dict[str, Any]]:
+def _group(rows: pa.Table) -> list[dict[str, Any]]:
     """{"source": "raf_db", "options": "surprise,fear,...", "label": "fear", "count_all": 281} for all that occur."""
-    rows = read_rows(file, ["source", "options", "label"])
-    rows = rows.set_column(1, "options", pc.binary_join(rows["options"], ","))
-    return rows.group_by(rows.column_names, use_threads=False).aggregate([([], "count_all")]).to_pylist()
+    columns = {name: rows[name] for name in ("source", "label")}
+    columns["options"] = pc.binary_join(rows["options"], ",")
+    table = pa.table(columns)
+    return table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")]).to_pylist()
 
 
 def _count_source(name: str, counts: list[dict[str, Any]], samples: str) -> dict[str, Any]:
