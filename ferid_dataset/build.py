@@ -144,7 +144,7 @@ def build_ferid(
         _write_lines(usable.truncated, work / "truncated.jsonl")
         card = dataset_card(
             out.name,
-            {config: {split: [name] for split, name in names.items()} for config, names in files.items()},
+            files,
             counts,
             build_facts(choices, readings, usable.rejected, usable.truncated),
             contents(work / config / name for config, names in files.items() for name in names.values()),

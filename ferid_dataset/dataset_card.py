@@ -115,7 +115,7 @@ def contents(files: Iterable[Path]) -> set[str]:
 
 def dataset_card(
     name: str,
-    files: Mapping[str, Mapping[str, list[str]]],
+    files: Mapping[str, Mapping[str, str]],
     stats: Mapping[str, Any],
     facts: BuildFacts,
     inside: set[str],
@@ -127,7 +127,7 @@ def dataset_card(
         name (`str`):
             What `load_dataset` is given: "ferid" for a folder, "user/ferid" on the Hub.
         files (`dict`):
-            The names of the Parquet files, `{"category": {"train": ["train-3f1c09a2b5d86e47.parquet"]}}`; the first
+            The names of the Parquet files, `{"category": {"train": "train-3f1c09a2b5d86e47.parquet"}}`; the first
             config is the default one.
         stats (`dict`):
             What [`~stats.count_ferid`] returned.
@@ -138,7 +138,7 @@ def dataset_card(
     """
     instructions = stats["total"]["instructions"]
     metadata = DatasetCardData(
-        configs=[_config(config, splits, config == next(iter(files))) for config, splits in files.items()],
+        configs=[_config(config, names, config == next(iter(files))) for config, names in files.items()],
         size_categories=[SIZES[bisect((1e3, 1e4, 1e5, 1e6), sum(sum(s.values()) for s in instructions.values()))]],
         ferid_build=facts._asdict(),
     )
@@ -162,10 +162,9 @@ def dataset_card(
     )
 
 
-def _config(config: str, splits: Mapping[str, list[str]], default: bool) -> dict[str, Any]:
+def _config(config: str, names: Mapping[str, str], default: bool) -> dict[str, Any]:
     # Names, not patterns: `datasets` keys its cache by what stands here.
-    paths = {split: [f"{config}/{name}" for name in names] for split, names in splits.items()}
-    data_files = [{"split": split, "path": path if len(path) > 1 else path[0]} for split, path in paths.items()]
+    data_files = [{"split": split, "path": f"{config}/{name}"} for split, name in names.items()]
     return {"config_name": config, "data_files": data_files} | ({"default": True} if default else {})
 
 

@@ -46,7 +46,6 @@ MEDIA = {  # by name, how the paths of its columns in a Parquet file begin
 }
 OPEN = {"crema_d"}  # sources whose licence lets everybody pass the media on
 OURS = re.compile(r"(category|conversation)/(train|validation|test)-[0-9a-f]{16}\.parquet")
-BYTES_PER_FILE = 1 << 30  # about
 ROWS_IN_MEMORY = 10_000
 PICTURE_ROWS_IN_MEMORY = 100
 
@@ -177,8 +176,8 @@ def _open_repository(api: HfApi, repo: str, private: bool, guarded: str | None) 
     return info
 
 
-def _write_rows(file: Path, folder: Path, split: str, media: Collection[str]) -> list[str]:
-    """Writes the rows of a Parquet file as they are to be published; returns the names of the new files."""
+def _write_rows(file: Path, folder: Path, split: str, media: Collection[str]) -> str:
+    """Writes the rows of a Parquet file as they are to be published; returns the name of the new file."""
     rows = pq.ParquetFile(file)
     unwanted = tuple(start for name, start in MEDIA.items() if name not in media)
     columns = [rows.schema.column(index).path for index in range(len(rows.schema))]
@@ -187,17 +186,17 @@ def _write_rows(file: Path, folder: Path, split: str, media: Collection[str]) ->
         columns=[column for column in columns if not column.startswith(unwanted)],  # the others are not even read
     )
     folder.mkdir(exist_ok=True)
-    unfinished, names = folder / f"{split}.unfinished", []
-    with tqdm(total=rows.metadata.num_rows, desc=f"write {folder.name} {split}", unit=" rows") as bar:
+    unfinished = folder / f"{split}.unfinished"
+    with (
+        pq.ParquetWriter(unfinished, rows.schema_arrow) as writer,
+        tqdm(total=rows.metadata.num_rows, desc=f"write {folder.name} {split}", unit=" rows") as bar,
+    ):
         for batch in batches:
-            with pq.ParquetWriter(unfinished, rows.schema_arrow) as writer:
-                while batch is not None:
-                    writer.write_table(_publishable(batch, rows.schema_arrow))
-                    bar.update(len(batch))
-                    batch = next(batches, None) if unfinished.stat().st_size < BYTES_PER_FILE else None
-            names.append(f"{split}-{content_hash(unfinished)}.parquet")
-            unfinished.rename(folder / names[-1])
-    return names
+            writer.write_table(_publishable(batch, rows.schema_arrow))
+            bar.update(len(batch))
+    name = f"{split}-{content_hash(unfinished)}.parquet"
+    unfinished.rename(folder / name)
+    return name
 
 
 def _publishable(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:

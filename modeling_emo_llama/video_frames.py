@@ -133,7 +133,7 @@ def _decode(container, stream, num_frames: int) -> tuple[dict, int, bool]:
 
 
 def _demux(container, stream) -> tuple[list, bool]:
-    """The packets of the stream in decoding order, and whether the file ends within a packet, be it one of sound."""
+    """The packets of the stream in decoding order, and whether the file ends within one, be it of sound, or early."""
     import av
 
     packets, cut = [], False
@@ -144,6 +144,9 @@ def _demux(container, stream) -> tuple[list, bool]:
                 packets.append(packet)
     except av.FFmpegError:
         cut = True
+    if stream.duration:  # webm and flv do not say
+        end = max(((packet.pts or 0) + (packet.duration or 0) for packet in packets), default=0)
+        cut = cut or end - (stream.start_time or 0) < 0.95 * stream.duration
     return packets, cut
 
 

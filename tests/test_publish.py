@@ -194,17 +194,17 @@ for token in ("hf_stranger", "hf_writer"):
     assert done.stdout.splitlines() == ["not for hf_stranger", "(8, 8)"], done.stderr
 
 
-def test_faces_without_embeddings_and_several_files_a_split(hub, client, ferid):
+def test_faces_without_embeddings(hub, client, ferid):
     code = f"""
 from datasets import load_dataset
 from ferid_dataset import publish
-publish.BYTES_PER_FILE, publish.ROWS_IN_MEMORY = 0, 5
+publish.ROWS_IN_MEMORY = 5
 print(publish.push_ferid({str(ferid)!r}, "user/ferid", media=["faces"]).sent)
 print(load_dataset("user/ferid", split="train")["id"][:])
 """
     done = client(code=code)
     sent, ids = done.stdout.splitlines()
-    assert len(eval(sent)) == 5, done.stderr  # 12 rows of train and 5 of test, 2 conversations
+    assert len(eval(sent)) == 3, done.stderr
     assert eval(ids) == [row["id"] for row in _rows(ferid)["category train"]]
     face = FACE | {"embedding": None, "age": None, "gender": None}
     for table in _published_tables(hub.files("user/ferid")):

@@ -179,7 +179,7 @@ def test_pictures_that_come_as_text_are_unpacked(tmp_path):
         "ferplus/fer0000003": "test",
     }
     (folder,) = (tmp_path / "pictures").iterdir()
-    assert reading.layout == f"fer2013.csv and fer2013new.csv, unpacked to {folder}; labels by argmax8"
+    assert reading.layout == "fer2013.csv, unpacked to pictures, and fer2013new.csv; labels by argmax8"
     assert {path.name for path in folder.iterdir()} == {f"fer000000{n}.png" for n in (0, 2, 3)}
     for row in reading.samples.to_pylist():
         with Image.open(row["paths"][0]) as picture:
@@ -275,7 +275,7 @@ def test_a_clone_of_the_repository_has_lists_but_no_pictures(tmp_path):
         read(str(tmp_path), Choices())
     pair(tmp_path, ROWS)
     reading = read(str(tmp_path), Choices(pictures=str(tmp_path / "pictures")))
-    assert reading.layout.startswith("fer2013.csv and fer2013new.csv")
+    assert reading.layout.startswith("fer2013.csv, unpacked")
     assert len(reading.samples) == 3
 
 

@@ -64,7 +64,7 @@ def read(root: str, choices: Choices) -> Reading:
         listed = _read_generated(pictures)
     else:
         listed, pictures = _read_pair(root, choices.pictures)
-        layout = f"fer2013.csv and fer2013new.csv, unpacked to {pictures}"
+        layout = "fer2013.csv, unpacked to pictures, and fer2013new.csv"
     return assemble(
         "ferplus",
         "image",
