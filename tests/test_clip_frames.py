@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, load_dataset
 from datasets.table import embed_table_storage
+from hypothesis import given
+from hypothesis import strategies as st
 
 import modeling_emo_llama.video_frames as video_frames
 from ferid_dataset.clip_frames import _pictures, frame_paths
 from ferid_dataset.errors import FeridError
-from modeling_emo_llama.video_frames import read_frames
+from ferid_dataset.sources.media_files import choose_frames
+from modeling_emo_llama.video_frames import bin_centres, frame_files, read_frames
 
 FEATURES = Features({"images": [Image()]})
 NAMES = ["00025.mp4", "a b.mp4", "#1 50%41 + é 表情.mp4", "what?*[x]~&.mp4", "frame:3of8.mp4"]
@@ -154,3 +157,13 @@ def test_the_file_system_is_found_without_an_import_and_needs_no_torch():
         print({"torch", "transformers", "av", "decord", "datasets", "PIL"} & set(sys.modules))"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["ferid_dataset.clip_frames", "set()"]
+
+
+@given(
+    st.lists(st.from_regex(r"[0-9a]{1,3}(_[0-9]{1,2})?\.(jpg|PNG|txt)", fullmatch=True), unique=True),
+    st.integers(1, 9),
+)
+def test_both_wings_choose_the_same_frames_of_a_folder(names, num_frames):
+    pictures = frame_files(names)
+    expected = [pictures[index] for index in bin_centres(len(pictures), num_frames)] if pictures else []
+    assert choose_frames(tuple(names), num_frames) == expected
