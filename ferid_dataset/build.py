@@ -16,6 +16,7 @@ import io
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -139,7 +140,11 @@ def build_ferid(
             {config: {split: pa.concat_tables(rows[config][split]) for split in rows[config]} for config in rows}
         )
         summary.rows, summary.drawn = counts["total"]["instructions"], counts["drawn"]
-        files = {config: _write_config(config, rows[config], work, embed, faces_folder, summary) for config in wanted}
+        found: dict[str, Counter] = {config: Counter() for config in wanted}
+        files = {
+            config: write_config(rows[config], work / config, embed, faces_folder, found[config]) for config in rows
+        }
+        summary.looked, summary.without_face = found[wanted[0]]["looked"], found[wanted[0]]["without"]
         _write_lines(usable.rejected, work / "rejected.jsonl")
         _write_lines(usable.truncated, work / "truncated.jsonl")
         card = dataset_card(
@@ -150,7 +155,7 @@ def build_ferid(
             contents(work / config / name for config, names in files.items() for name in names.values()),
         )
         (work / "README.md").write_text(card, encoding="utf-8")
-        _publish(work, out, files)
+        publish(work, out, files)
 
     if summary.rejected > max_rejected * summary.read:
         raise FeridError(
@@ -197,24 +202,31 @@ def _check_samples(
     return usable
 
 
-def _write_config(
-    config: str, splits: dict[str, list[pa.Table]], work: Path, embed: bool, faces: str | None, summary: BuildSummary
+def write_config(
+    splits: dict[str, list[pa.Table]], folder: Path, embed: bool, faces: str | None, found: Counter
 ) -> dict[str, str]:
-    """One Parquet file a split; returns {split: file name}."""
-    folder = work / config
+    """Writes the rows of a config as one Parquet file a split; returns {split: file name}.
+
+    Args:
+        splits: samples with their messages, in shards, as `ferid.instruct` returns them.
+        folder: the folder of the config, which is made.
+        embed: whether the pictures are written in.
+        faces: the folder of the face priors.
+        found: counts the rows in which somebody looked for faces ("looked"), and those "without" any.
+    """
     folder.mkdir()
     metadata = {"info": {"features": _in_old_spelling(FEATURES.to_dict())}}
     schema = FEATURES.arrow_schema.with_metadata({"huggingface": json.dumps(metadata)})
     names = {}
-    with tqdm(total=sum(summary.rows[config].values()), desc=f"write {config}", unit=" rows") as bar:
+    total = sum(len(shard) for shards in splits.values() for shard in shards)
+    with tqdm(total=total, desc=f"write {folder.name}", unit=" rows") as bar:
         for split, shards in splits.items():
             file = folder / f"{split}.parquet"
             with pq.ParquetWriter(file, schema) as writer:
                 for shard in shards:
                     rows = to_rows(shard, faces)
-                    if faces and config == next(iter(summary.rows)):
-                        summary.looked += len(rows)
-                        summary.without_face += count_without_face(rows)
+                    if faces:
+                        found.update(looked=len(rows) - rows["faces"].null_count, without=count_without_face(rows))
                     for batch in rows.to_batches(max_chunksize=100 if embed else len(rows)):
                         table = pa.Table.from_batches([batch])
                         table = _embed(table) if embed else table
@@ -267,14 +279,14 @@ def _write_lines(rows: list[Rejected], file: Path) -> None:
         lines.writelines(json.dumps(row._asdict()) + "\n" for row in sorted(rows, key=itemgetter(0, 1, 2)))
 
 
-def _publish(work: Path, out: Path, files: dict[str, dict[str, str]]) -> None:
-    """Moves a finished build to its place; until its README is replaced, an earlier build stays whole."""
+def publish(work: Path, out: Path, files: dict[str, dict[str, str]]) -> None:
+    """Moves what was written in `work` to its place; until its README is replaced, an earlier build stays whole."""
     for config, names in files.items():
         (out / config).mkdir(parents=True, exist_ok=True)
         for name in names.values():
             (work / config / name).replace(out / config / name)
-    for name in ("rejected.jsonl", "truncated.jsonl"):
-        (work / name).replace(out / name)
+    for file in work.glob("*.jsonl"):
+        file.replace(out / file.name)
     (work / "README.md").replace(out / "README.md")
     for config in CONFIGS:
         for file in (out / config).glob("*.parquet"):

@@ -142,6 +142,18 @@ def _show_check(found: Any) -> None:
 
 
 @app.command()
+def faces(
+    out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
+    backend: Annotated[str, typer.Option(help="The face backend, such as dlib.")] = "dlib",
+    num_proc: Annotated[int | None, typer.Option(help="Processes; all cores by default.", min=1)] = None,
+) -> None:
+    """Look for faces in a built FERID and join them to its rows; what was looked at before is not looked at again."""
+    from ferid_dataset.add_faces import add_faces
+
+    typer.echo(add_faces(out, backend, num_proc))
+
+
+@app.command()
 def stats(
     out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
     output: Annotated[

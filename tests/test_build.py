@@ -17,6 +17,7 @@ from datasets import load_dataset
 from PIL import Image, ImageOps
 
 from ferid_dataset import faces as faces_module
+from ferid_dataset.add_faces import add_faces
 from ferid_dataset.build import build_ferid
 from ferid_dataset.errors import FeridError
 from ferid_dataset.faces import find_faces
@@ -245,6 +246,28 @@ def test_faces(tmp_path, face_photos, monkeypatch):
     assert seen == ["folder/train/happiness/noise"]
     find_faces(folder.read(face_photos).samples, "another", out / "faces")
     assert len(seen) == 4
+
+
+def test_faces_are_added_to_a_built_ferid(tmp_path, face_photos, monkeypatch):
+    out = tmp_path / "ferid"
+    build_ferid(out, folder=face_photos)
+    added = add_faces(out, "dlib", num_proc=1)
+    assert str(added) == "no face found in 1 of 3 samples; they use the no-face embedding"
+    rows = load_dataset(str(out), "category", split="train", cache_dir=str(tmp_path / "cache"))
+    built = tmp_path / "built"
+    build_ferid(built, folder=face_photos, faces="dlib", num_proc=1)
+    (ours,), (theirs,) = (list((folder / "category").glob("*.parquet")) for folder in (out, built))
+    assert ours.read_bytes() == theirs.read_bytes()  # as if they had been looked for in the build
+    assert rows["faces"][1] == [[]] and len(rows["faces"][2][0]) == 1
+
+    monkeypatch.setattr(faces_module, "_look", lambda *_: pytest.fail("looked again"))
+    assert add_faces(out, "dlib") == added
+
+    build_ferid(out, folder=face_photos, embed=True)
+    with pytest.raises(FeridError, match="holds its pictures inside: build it with --faces"):
+        add_faces(out, "dlib")
+    with pytest.raises(FeridError, match="there is no folder"):
+        add_faces(tmp_path / "nowhere", "dlib")
 
 
 def test_command_line(tmp_path, photos):
