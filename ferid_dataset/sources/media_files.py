@@ -76,19 +76,20 @@ def _problems(folder: str, names: pa.Array, is_kind: Callable[..., bool], kind: 
         prefix = f"{parent}/" if parent else ""
         outside = not _is_inside(os.path.join(folder, parent), inside)
         try:
-            with os.scandir(os.path.join(folder, parent)) as entries:
-                for entry in entries:
-                    name = prefix + entry.name
-                    if is_kind(entry, follow_symlinks=False) and not outside:
-                        present.append(name)
-                    elif outside or (entry.is_symlink() and not _is_inside(entry.path, inside)):
-                        odd[name] = OUTSIDE
-                    elif is_kind(entry):
-                        present.append(name)
-                    elif os.path.exists(entry.path):
-                        odd[name] = f"it is no {kind}"
+            with os.scandir(os.path.join(folder, parent)) as found:
+                entries = list(found)
         except OSError:  # what it should hold is missing
             continue
+        others = entries if outside else [entry for entry in entries if not is_kind(entry, follow_symlinks=False)]
+        present += [prefix + entry.name for entry in (set(entries) - set(others) if others else entries)]
+        for entry in others:
+            name = prefix + entry.name
+            if outside or (entry.is_symlink() and not _is_inside(entry.path, inside)):
+                odd[name] = OUTSIDE
+            elif is_kind(entry):
+                present.append(name)
+            elif os.path.exists(entry.path):
+                odd[name] = f"it is no {kind}"
     absent = pc.invert(pc.is_in(names, _texts(present)))
     reasons = pa.repeat(f"the {kind} is missing", len(names))
     if odd:
