@@ -202,8 +202,9 @@ def category_messages(samples: pa.Table) -> pa.Array:
         answers.append(next(option for option in options if canonical(option) == label))
 
     rows = len(samples)
-    turns = pa.concat_arrays([pa.array(texts, pa.string()).take(keys.indices) for texts in (questions, answers)])
-    turns = turns.take(pa.array(np.arange(2 * rows).reshape(2, rows).T.ravel()))
+    first = keys.indices.to_numpy()
+    texts = pa.array(questions + answers, pa.string())
+    turns = texts.take(pa.array(np.stack([first, first + len(questions)], axis=1).ravel()))
     roles = pa.array(["user", "assistant"]).take(pa.array(np.tile([0, 1], rows)))
     offsets = pa.array(np.arange(0, 2 * rows + 1, 2), pa.int32())
     return pa.ListArray.from_arrays(
