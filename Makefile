@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP_INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: help quickstart test test-slow lint bench
+.PHONY: help quickstart test test-slow test-hf lint bench
 
 help:
 	@echo "make quickstart               build, train, evaluate and ask a small EMO-LLaMA on 600 drawn faces"
@@ -15,6 +15,7 @@ help:
 	@echo "make quickstart FRESH=1       the same from the start, instead of resuming"
 	@echo "make test                     the tests, without the long ones"
 	@echo "make test-slow                the long ones: whole trainings, launches of several processes"
+	@echo "make test-hf                  transformers' own tests of models and processors on ours (downloads them once)"
 	@echo "make lint                     ruff check and ruff format --check"
 	@echo "make bench                    every script of benchmarks/"
 
@@ -26,6 +27,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations=0
+
+test-hf: $(INSTALLED)
+	$(BIN)/python -m pytest tests/hf_common -m hf_common
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -112,8 +112,8 @@ def ask(run: Path, number: str, drawn: bool) -> tuple[str, list]:
     picture.save(run / "asked.png")
     with open(run / "predictions.jsonl", encoding="utf-8") as predictions:
         options = json.loads(predictions.readline())["options"]
-    command = ["emo-llama", "ask", run / "adapter", run / "asked.png"]
-    command += ["--question", category_question(options), "--options", ",".join(options)]
+    command = ["emo-llama", "ask", run / "asked.png", category_question(options)]
+    command += ["--model", run / "adapter", "--options", ",".join(options)]
     return f"{number} Ask the trained model about {what}", command
 
 

@@ -59,7 +59,7 @@ def set_prior_statistics(model, dataset) -> None:
     """Standardise the face priors by the training faces; a checkpoint that has its statistics already keeps them."""
     mining = model.model.face_info_mining
     faces = [face for row in dataset.select_columns("faces") for found in row["faces"] or [] for face in found[:1]]
-    if mining.embedding_mean.any() or len(faces) < 2:
+    if mining is None or mining.embedding_mean.any() or len(faces) < 2:
         return
     mining.set_prior_statistics(
         torch.tensor([face["landmarks"] for face in faces]), torch.tensor([face["embedding"] for face in faces])

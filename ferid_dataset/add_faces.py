@@ -9,6 +9,7 @@ that was stopped takes up where it was, and a second run has nothing to do.
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from ferid_dataset.dataset_card import contents, dataset_card, read_build_facts
 from ferid_dataset.errors import FeridError
 from ferid_dataset.faces import find_faces
 from ferid_dataset.ferid import ROWS_PER_SHARD
+from ferid_dataset.sources import SOURCES
 from ferid_dataset.sources.base import Rejected
 from ferid_dataset.stats import count_rows, ferid_files, read_rows, sample_config
 
@@ -41,17 +43,22 @@ class AddedFaces(NamedTuple):
         return "\n".join(lines)
 
 
-def add_faces(out: str | os.PathLike, analyzer: str, num_proc: int | None = None) -> AddedFaces:
+def add_faces(
+    out: str | os.PathLike, analyzer: str, num_proc: int | None = None, cropped: Collection[str] = ()
+) -> AddedFaces:
     """Fills the column `faces` of a built FERID.
 
     Args:
         out: the folder that `ferid build` wrote, with its pictures by path.
         analyzer: the face backend, a name that `load_face_analyzer` takes, such as "dlib".
         num_proc: worker processes of one thread each; all cores by default.
+        cropped: sources whose pictures are face crops, such as "raf_db": no detector looks at them.
 
     Raises:
-        FeridError: `out` is no FERID or holds its pictures inside; no such backend.
+        FeridError: `out` is no FERID or holds its pictures inside; no such backend or source.
     """
+    if unknown := set(cropped) - set(SOURCES):
+        raise FeridError(f"there is no source {sorted(unknown)[0]!r}: choose from {', '.join(SOURCES)}")
     out = Path(os.path.abspath(out))
     files, facts = ferid_files(out), read_build_facts(out)
     if "pictures" in contents(file for splits in files.values() for file in splits.values()):
@@ -59,7 +66,8 @@ def add_faces(out: str | os.PathLike, analyzer: str, num_proc: int | None = None
     rows = {config: {split: _samples(file, split) for split, file in files[config].items()} for config in files}
     every = pa.concat_tables([table for splits in rows.values() for table in splits.values()])
     first = np.unique(every["id"].to_numpy(zero_copy_only=False), return_index=True)[1]  # in whichever config
-    _, unreadable = find_faces(every.take(first).drop_columns("messages"), analyzer, out / "faces", num_proc)
+    samples = every.take(first).drop_columns("messages")
+    _, unreadable = find_faces(samples, analyzer, out / "faces", num_proc, cropped)
     found = {config: Counter() for config in rows}
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         work = Path(work)

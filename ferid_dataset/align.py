@@ -4,7 +4,8 @@ LLaVA and LLaMA-VID align vision and language by training the projectors against
 pass through the language model for every step. Here the same modules are trained against its embedding table alone:
 the mean token of each kind (context, content, clue) is compared with the mean embedding of each label's words, and the
 right label should be nearest (a contrastive loss as in CLIP, Radford et al. 2021, with the labels as the texts). The
-vision tower is frozen, so its output is computed once a picture, and an epoch takes seconds.
+vision tower is frozen, so its output is computed once a picture, and an epoch takes seconds. A clip is seen here by
+the frame in its middle, as a still.
 """
 
 from collections import Counter
@@ -61,7 +62,7 @@ def look_at_pictures(model, processor, dataset, labels: list[str], batch_size: i
     """
     collator, device, looked = FeridCollator(processor), model.device, []
     for start in tqdm(range(0, len(dataset), batch_size), desc="look at pictures"):
-        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        rows = [still(dataset[i]) for i in range(start, min(start + batch_size, len(dataset)))]
         batch = collator(rows)
         pixels = batch["pixel_values"].to(device, model.model.vision_tower.dtype)
         columns = {k: v for k, v in batch.items() if k.startswith(("qformer_", "face_"))}
@@ -69,6 +70,13 @@ def look_at_pictures(model, processor, dataset, labels: list[str], batch_size: i
         columns["labels"] = torch.tensor([labels.index(row["label"]) for row in rows])
         looked += [{name: column[i].clone() for name, column in columns.items()} for i in range(len(rows))]
     return looked
+
+
+def still(row: dict) -> dict:
+    """A clip's row as that of the frame in its middle, which is nearest to the height of the expression."""
+    middle = len(row["images"]) // 2
+    faces = row.get("faces") and row["faces"][middle : middle + 1]
+    return row | {"media_type": "image", "images": row["images"][middle : middle + 1], "faces": faces}
 
 
 def join(rows: list[dict[str, torch.Tensor]]) -> dict:

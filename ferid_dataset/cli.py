@@ -51,7 +51,7 @@ def build(
     mafw_male: Annotated[
         str | None, typer.Option(help="The code in MAFW's gender.txt that means male, 0 or 1; unknown by default.")
     ] = None,
-    faces: Annotated[str | None, typer.Option(help="Look for faces with this backend, such as dlib.")] = None,
+    faces: Annotated[str | None, typer.Option(help="Look for faces: dlib, insightface or insightface:PACK.")] = None,
     embed: Annotated[
         bool, typer.Option("--embed", help="Write the pictures into the dataset, for a private one.")
     ] = False,
@@ -144,13 +144,17 @@ def _show_check(found: Any) -> None:
 @app.command()
 def faces(
     out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
-    backend: Annotated[str, typer.Option(help="The face backend, such as dlib.")] = "dlib",
+    backend: Annotated[str, typer.Option(help="dlib, insightface or insightface:PACK.")] = "dlib",
+    cropped: Annotated[
+        list[str] | None,
+        typer.Option(help="Source whose pictures are face crops, such as raf_db; can be repeated.", metavar="SOURCE"),
+    ] = None,
     num_proc: Annotated[int | None, typer.Option(help="Processes; all cores by default.", min=1)] = None,
 ) -> None:
     """Look for faces in a built FERID and join them to its rows; what was looked at before is not looked at again."""
     from ferid_dataset.add_faces import add_faces
 
-    typer.echo(add_faces(out, backend, num_proc))
+    typer.echo(add_faces(out, backend, num_proc, cropped or ()))
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """From FERID rows to what the model reads: one conversion for training and for evaluation.
 
 {"images": [picture], "faces": [[face]], "messages": [{"role": "user", "content": "What is ..."}, ...], ...}
--> [{"role": "user", "content": [{"type": "image", "image": picture, "faces": [face]},
+-> [{"role": "user", "content": [{"type": "image", "image": picture, "faces": [face], "attributes": {"age": ...}},
                                  {"type": "text", "text": "What is ..."}]}, ...]
+
+A clip is one block: {"type": "video", "video": [picture, ...], "faces": [[face], ...], "attributes": {...}}.
 """
 
 import os
@@ -13,24 +15,28 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 
 def to_chat(row: dict[str, Any], answers: bool = True) -> list[dict[str, Any]]:
-    """The conversation of a FERID row as a multimodal chat: its pictures, with their faces, open the first user turn.
+    """The conversation of a FERID row as a multimodal chat: the picture or clip opens the first user turn.
 
     Args:
-        row: a FERID row; `faces` may be null (the processor then looks for them).
+        row: a FERID row; `faces` may be null (the processor then looks for them), and so may `attributes`.
         answers: `False` stops before the first answer, as a prompt for the model.
     """
-    faces = row.get("faces") or [None] * len(row["images"])
-    pictures = [
-        {"type": "image", "image": encoded_or_picture(image), "faces": found}
-        for image, found in zip(row["images"], faces, strict=True)
-    ]
+    pictures, faces = [encoded_or_picture(image) for image in row["images"]], row.get("faces")
+    attributes = row.get("attributes")
+    if row.get("media_type") == "video":
+        media = [{"type": "video", "video": pictures, "faces": faces, "attributes": attributes}]
+    else:
+        media = [
+            {"type": "image", "image": picture, "faces": found, "attributes": attributes}
+            for picture, found in zip(pictures, faces or [None] * len(pictures), strict=True)
+        ]
     chat = []
     for message in row["messages"]:
         if message["role"] == "assistant" and not answers:
             break
         content = [{"type": "text", "text": message["content"]}]
-        if message["role"] == "user" and pictures:
-            content, pictures = pictures + content, []
+        if message["role"] == "user":
+            content, media = media + content, []
         chat.append({"role": message["role"], "content": content})
     return chat
 
@@ -57,8 +63,8 @@ def rows_for(processor, rows: Dataset) -> Dataset:
 
 
 class FeridCollator(DataCollatorForVisionLanguageModeling):
-    """TRL's vision collator over FERID rows: the faces travel beside their pictures to the processor."""
+    """TRL's vision collator over FERID rows: clips, faces and attributes travel in the messages to the processor."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        # The pictures already stand in the messages, so none are left for TRL to place.
+        # The pictures already stand in the messages, so none are left for TRL to place. It knows of no clips.
         return super().torch_call([{"messages": to_chat(row), "images": []} for row in examples])

@@ -10,7 +10,7 @@ One row:
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,7 +32,11 @@ SAMPLES_PER_SAVE = 5_000  # what a killed process loses at most; an interrupted 
 
 
 def find_faces(
-    samples: pa.Table, analyzer: str, cache: str | os.PathLike, num_proc: int | None = None
+    samples: pa.Table,
+    analyzer: str,
+    cache: str | os.PathLike,
+    num_proc: int | None = None,
+    cropped: Collection[str] = (),
 ) -> tuple[pa.Table, list[Rejected]]:
     """Looks for faces in every sample that the cache does not know yet, and brings the cache up to date.
 
@@ -44,6 +48,7 @@ def find_faces(
         analyzer: the face backend, a name that `load_face_analyzer` takes, such as "dlib".
         cache: the folder of the Parquet files.
         num_proc: worker processes of one thread each; all cores by default.
+        cropped: sources whose pictures are face crops, such as "raf_db": no detector looks at them.
 
     Raises:
         FeridError: no such backend, its package is missing, or a worker process died.
@@ -51,13 +56,15 @@ def find_faces(
     rejected: list[Rejected] = []
     for (source, split), rows in _parts(samples):
         file = Path(cache, source, f"{split}.parquet")
-        stamps = pa.array([_stamp(analyzer, paths) for paths in rows["paths"].to_pylist()], pa.string())
+        settings = {"assume_cropped": True} if source in cropped else {}
+        how = f"{analyzer} cropped" if settings else analyzer
+        stamps = pa.array([_stamp(how, paths) for paths in rows["paths"].to_pylist()], pa.string())
         rows = rows.select(["id", "paths"]).append_column("stamp", stamps)
         cached = pq.read_table(file) if file.exists() else CACHE.empty_table()
         known = cached.filter(pc.is_in(_key(cached), _key(rows)))
         todo = rows.filter(pc.invert(pc.is_in(_key(rows), _key(known))))
         if len(todo):
-            rejected += _look(todo.to_pylist(), analyzer, known, file, num_proc)
+            rejected += _look(todo.to_pylist(), analyzer, settings, known, file, num_proc)
     kept = pc.invert(pc.is_in(samples["id"], pa.array([row.id for row in rejected], pa.string())))
     return samples.filter(kept), rejected
 
@@ -80,22 +87,24 @@ def _key(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(rows["id"], rows["stamp"], " ")
 
 
-def _stamp(analyzer: str, paths: list[str]) -> str:
-    """Changes when a picture does, or when another backend is to look at it."""
+def _stamp(how: str, paths: list[str]) -> str:
+    """Changes when a picture does, or when it is to be looked at in another way."""
     files = [
         os.stat(file) for file in {path.rpartition("::")[2] for path in paths}
     ]  # a frame:// path ends in its clip
     size = sum(file.st_size for file in files)
     newest = max(file.st_mtime_ns for file in files)
-    return f"{analyzer} {size} {newest} {paths[0]}"
+    return f"{how} {size} {newest} {paths[0]}"
 
 
-def _look(todo: list[dict], analyzer: str, known: pa.Table, file: Path, num_proc: int | None) -> list[Rejected]:
+def _look(
+    todo: list[dict], analyzer: str, settings: dict, known: pa.Table, file: Path, num_proc: int | None
+) -> list[Rejected]:
     """Analyses `todo` in worker processes and writes what is found, with what is known, to `file`."""
     from modeling_emo_llama.face_analysis import load_face_analyzer
 
     try:
-        load_face_analyzer(analyzer)  # here as well, since a worker that cannot start has no way to say why
+        load_face_analyzer(analyzer, **settings)  # here as well: a worker that cannot start has no way to say why
     except (ImportError, ValueError) as error:
         raise FeridError(str(error)) from error
 
@@ -110,7 +119,9 @@ def _look(todo: list[dict], analyzer: str, known: pa.Table, file: Path, num_proc
     try:
         with tqdm(total=len(todo), desc=f"faces {file.parent.name}/{file.stem}", unit=" pictures") as bar:
             with _deaf_to_interrupt():  # which the worker processes inherit: Ctrl-C is for this one
-                tasks = {pool.submit(_analyze, [row["paths"] for row in task], analyzer): task for task in tasks}
+                tasks = {
+                    pool.submit(_analyze, [row["paths"] for row in task], analyzer, settings): task for task in tasks
+                }
             for future in as_completed(tasks):
                 for row, faces in zip(tasks[future], future.result(), strict=True):
                     if isinstance(faces, str):
@@ -164,11 +175,11 @@ def _deaf_to_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _analyze(samples: list[list[str]], analyzer: str) -> list[list[list[dict]] | str]:
+def _analyze(samples: list[list[str]], analyzer: str, settings: dict) -> list[list[list[dict]] | str]:
     """The faces of each frame of each sample, as rows of the `faces` column; or why a frame cannot be opened."""
     from modeling_emo_llama.face_analysis import load_face_analyzer
 
-    analyze = load_face_analyzer(analyzer)
+    analyze = load_face_analyzer(analyzer, **settings)
     found = []
     for paths in samples:
         try:

@@ -65,7 +65,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "crema_d": ("anger", "disgust", "fear", "happiness", "neutral", "sadness"),
 }
 
-_LABEL_OF_WORD = {word: label for label in LABELS for word in (label, *SYNONYMS[label])}
+LABEL_OF_WORD = {word: label for label in LABELS for word in (label, *SYNONYMS[label])}
 
 # A negation reaches from its word to the end of the clause: "does not look angry or sad, but calm" -> neutral.
 _CLAUSE_END = re.compile(r"[.,;:!?()\n]|\b(?:but|however|yet|because|although|though)\b")
@@ -89,9 +89,9 @@ def canonical(name: str) -> str:
     if len(parts) > 1:
         return " and ".join(canonical(part) for part in parts)
     word = parts[0]
-    if word in _LABEL_OF_WORD:
-        return _LABEL_OF_WORD[word]
-    close = difflib.get_close_matches(word, _LABEL_OF_WORD, n=2)
+    if word in LABEL_OF_WORD:
+        return LABEL_OF_WORD[word]
+    close = difflib.get_close_matches(word, LABEL_OF_WORD, n=2)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(LABELS)} and their synonyms"
     raise FeridError(f"{name!r} is no expression that FERID knows: {hint}")
 
@@ -110,11 +110,23 @@ def parse_label(text: str, options: Iterable[str]) -> str | None:
     Raises:
         FeridError: an option is no expression that FERID knows.
     """
-    named = set()
+    offered = {frozenset(label.split(" and ")): label for label in map(canonical, options)}
+    return offered.get(frozenset(labels_in(affirmed(text))))
+
+
+def affirmed(text: str) -> str:
+    """A text in lower case, each clause cut where a negation begins; a full stop stands for each clause's end.
+
+    "It is not fear, but Anger!" is "it is . . anger.".
+    """
+    clauses = []
     for clause in _CLAUSE_END.split(text.casefold().replace("’", "'")):
         clause = clause.replace("_", " ")
         negation = _NEGATION.search(clause)
-        affirmed = clause[: negation.start()] if negation else clause
-        named |= {_LABEL_OF_WORD[word] for word in _WORD.findall(affirmed) if word in _LABEL_OF_WORD}
-    offered = {frozenset(label.split(" and ")): label for label in map(canonical, options)}
-    return offered.get(frozenset(named))
+        clauses.append(clause[: negation.start()] if negation else clause)
+    return ".".join(clauses)
+
+
+def labels_in(text: str) -> set[str]:
+    """The canonical labels of which a text in lower case has a whole word: "sad, unhappy" has {"sadness"}."""
+    return {LABEL_OF_WORD[word] for word in _WORD.findall(text) if word in LABEL_OF_WORD}

@@ -1,6 +1,6 @@
 """Opens every picture and clip once, so that no broken one reaches training.
 
-Rejected("raf_db/train_00003", "/data/RAF-DB/basic/Image/aligned/train_00003_aligned.jpg", "cannot be read: truncated")
+Rejected("raf_db/train_00003", "/data/RAF-DB/.../train_00003_aligned.jpg", "cannot be read: image file is truncated")
 """
 
 import hashlib

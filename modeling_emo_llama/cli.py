@@ -1,7 +1,7 @@
-"""The command `emo-llama`: make a checkpoint, ask it about a picture, see which faces it sees there.
+"""The command `emo-llama`: make a checkpoint, ask it about a picture or a clip, see which faces it sees there.
 
     emo-llama create checkpoint --preset quickstart
-    emo-llama ask runs/quickstart/adapter face.jpg --options happiness,sadness,anger
+    emo-llama ask face.jpg "How does she feel?" --options happiness,sadness,anger
 
 A user's mistake is one sentence and exit code 2, Ctrl-C is one sentence and 130.
 """
@@ -9,19 +9,21 @@ A user's mistake is one sentence and exit code 2, Ctrl-C is one sentence and 130
 import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.bar import Bar
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-QUESTION = "What is the facial expression of the person in the image?"
+QUESTION = "What is the facial expression of the person in the {}?"
+CLIPS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp")
 MAX_NEW_TOKENS = 64
 
 app = typer.Typer(
@@ -40,6 +42,13 @@ def create(
     vision: Annotated[str | None, typer.Option(help="Vision tower: Hub id or folder.", metavar="ID")] = None,
     text: Annotated[str | None, typer.Option(help="Causal language model: Hub id or folder.", metavar="ID")] = None,
     compress_type: Annotated[str, typer.Option(help="Content tokens of a picture: mean, or grid:n.")] = "grid:2",
+    face_backend: Annotated[
+        str, typer.Option(help="Whose face priors: dlib, insightface, or insightface:PACK.")
+    ] = "dlib",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave a part out: context, content, clue, global_branch or local_branch.", metavar="PART"),
+    ] = None,
     fast_jpeg: Annotated[bool, typer.Option("--fast-jpeg", help="Decode JPEGs on the fast path.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
 ) -> None:
@@ -55,6 +64,8 @@ def create(
             vision=vision,
             text=text,
             compress_type=compress_type,
+            face_backend=face_backend,
+            without=without or (),
             fast_jpeg=fast_jpeg,
             seed=seed,
         )
@@ -66,30 +77,84 @@ def create(
 
 
 @app.command()
+def convert_llama_vid(
+    source: Annotated[Path, typer.Argument(help="Folder of a LLaMA-VID checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
+    vision: Annotated[Path | None, typer.Option(help="EVA's file, if not SOURCE/eva_vit_g.pth.")] = None,
+    qformer: Annotated[Path | None, typer.Option(help="InstructBLIP's file, where SOURCE has no Q-Former.")] = None,
+    qformer_tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer of BERT, if not SOURCE/bert-base-uncased.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side, if not as SOURCE says.")] = None,
+    face_backend: Annotated[
+        str, typer.Option(help="Whose face priors: dlib, insightface, or insightface:PACK.")
+    ] = "dlib",
+    drop_unknown: Annotated[bool, typer.Option("--drop-unknown", help="Leave out tensors without a place.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
+) -> None:
+    """Convert a LLaMA-VID checkpoint; Face Info Mining is new."""
+    from .convert_llama_vid import convert_llama_vid
+
+    silence_transformers()
+    with one_sentence():
+        report = convert_llama_vid(
+            source,
+            out,
+            vision=vision,
+            qformer=qformer,
+            qformer_tokenizer=qformer_tokenizer,
+            image_size=image_size,
+            face_backend=face_backend,
+            drop_unknown=drop_unknown,
+            seed=seed,
+        )
+    table = Table("", "part, or why it was dropped", "tensors", "numbers", box=None, header_style="bold")
+    sizes = defaultdict(list)
+    for line in report:
+        what = line.note if line.status == "dropped" else ".".join(line.note.split(".")[:2])
+        sizes[line.status, what].append(math.prod(line.shape))
+    for (status, what), numbers in sizes.items():
+        table.add_row(status, what, f"{len(numbers):,}", f"{sum(numbers):,}")
+    Console().print(table)
+    typer.echo(f"{out} holds an EMO-LLaMA. What became of each tensor: {out / 'conversion.json'}")
+
+
+@app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="Checkpoint or adapter: folder or Hub id.")],
-    picture: Annotated[Path, typer.Argument(help="Picture of a face.")],
-    question: Annotated[str, typer.Option(help="What to ask.")] = QUESTION,
+    path: Annotated[Path, typer.Argument(help="Picture of a face, or clip: a video file or a folder of frames.")],
+    question: Annotated[str | None, typer.Argument(help="What to ask; by default, about the expression.")] = None,
+    model: Annotated[str, typer.Option(help="Checkpoint or adapter: folder or Hub id.")] = "runs/quickstart/adapter",
     options: Annotated[
         str | None, typer.Option(help="Answers to weigh against each other, such as anger,fear.", metavar="A,B,...")
     ] = None,
     no_faces: Annotated[bool, typer.Option("--no-faces", help="Ask without looking for a face.")] = False,
 ) -> None:
-    """Ask a model about a picture."""
+    """Ask a model about a picture or a clip."""
+    from transformers import TextStreamer
+
     from .face_analysis import load_face_analyzer
     from .load_checkpoint import load_checkpoint
+    from .video_frames import read_frames
 
     choices = [choice.strip() for choice in (options or "").split(",") if choice.strip()]
     silence_transformers()
     with one_sentence():
-        image = open_picture(picture)
+        is_clip = path.is_dir() or path.suffix.lower() in CLIPS
+        frames = None if is_clip else [open_picture(path)]  # first, since it is quick
         network, processor = load_checkpoint(model)
-        analyze = None if no_faces else load_face_analyzer(processor.face_backend)
-    faces = analyze([image])[0] if analyze else []
-    if analyze and not faces:
-        fail(f"no face was found in {picture}: crop it closer, or give --no-faces to ask without face priors")
+        if is_clip:
+            frames = [Image.fromarray(pixels) for pixels in read_frames(path, processor.num_frames).pixels]
+        analyze = None if no_faces else load_face_analyzer(processor.face_backend, **processor.face_settings)
+    faces = analyze(frames) if analyze else [[]] * len(frames)
+    if analyze and not any(faces):
+        fail(f"no face was found in {path}: crop it closer, or give --no-faces to ask without face priors")
 
-    content = [{"type": "image", "image": image, "faces": faces}, {"type": "text", "text": question}]
+    if is_clip:
+        shown = {"type": "video", "video": frames, "faces": faces}
+    else:
+        shown = {"type": "image", "image": frames[0], "faces": faces[0]}
+    question = question or QUESTION.format("video" if is_clip else "image")
+    content = [shown, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         tokenize=True,
@@ -97,9 +162,9 @@ def ask(
         return_tensors="pt",
         add_generation_prompt=True,
     ).to(network.device)
-    answer = network.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-    text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    typer.echo(f"Question  {question}\nAnswer    {text}")
+    typer.echo(f"Question  {question}\nAnswer    ", nl=False)
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    network.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, streamer=streamer)
     if choices:
         Console().print(option_table(network, processor.tokenizer, inputs, choices))
 
@@ -107,25 +172,32 @@ def ask(
 @app.command()
 def faces(
     picture: Annotated[Path, typer.Argument(help="Picture of one face or several.")],
-    draw: Annotated[Path | None, typer.Option(help="Picture to write, with boxes and landmarks.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="Picture to write; PICTURE_faces.png here, by default.")] = None,
+    backend: Annotated[str, typer.Option(help="dlib, insightface, or insightface:PACK.")] = "dlib",
+    detector_size: Annotated[int, typer.Option(help="Pixels of the longer side that the detector sees.")] = 320,
+    assume_cropped: Annotated[bool, typer.Option("--assume-cropped", help="The picture is a face crop.")] = False,
 ) -> None:
-    """Show the faces that a model would see in a picture."""
+    """Show the faces that a model would see in a picture, and draw them over it."""
     from .face_analysis import load_face_analyzer
+    from .face_drawing import draw_faces
 
     with one_sentence():
         image = open_picture(picture)
-        found = load_face_analyzer("dlib")([image])[0]
+        settings = {"detector_size": detector_size, "assume_cropped": assume_cropped}
+        analyze = load_face_analyzer(backend, **settings, embeddings=False)  # nobody is to be identified
+    found = analyze([image])[0]
     if not found:
         fail(f"no face was found in {picture}: crop it closer")
-    table = Table("face", "box (left, top, right, bottom)", "score", "landmarks")
+    table = Table("face", "box (left, top, right, bottom)", "score", "landmarks", "gender", "age")
     for number, face in enumerate(found, start=1):
         box = ", ".join(f"{x:.0f}" for x in face.box)
-        table.add_row(str(number), box, f"{face.score:.2f}", str(len(face.landmarks)))
+        age = "" if face.age is None else f"{face.age:.0f}"
+        table.add_row(str(number), box, f"{face.score:.2f}", str(len(face.landmarks)), face.gender or "", age)
     Console().print(table)
-    if draw:
-        with one_sentence():  # a folder that is missing, a name that ends in no picture format
-            draw_faces(image, found).save(draw)
-        typer.echo(f"The picture with its faces is {draw}.")
+    draw = draw or Path(f"{picture.stem}_faces.png")
+    with one_sentence():  # a folder that is missing, a name that ends in no picture format
+        draw_faces(image, found).save(draw)
+    typer.echo(f"The picture with its faces is {draw}.")
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -143,18 +215,6 @@ def open_picture(path: Path) -> Image.Image:
         raise ValueError(f"{path} is not a picture, whatever its name says: name a JPEG, PNG or TIFF") from error
     except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error on broken bytes
         raise ValueError(f"{path} cannot be read, save or copy it again ({error})") from error
-
-
-def draw_faces(image: Image.Image, found: list) -> Image.Image:
-    """A copy of the picture with the box and the landmarks of each face."""
-    image = image.copy()
-    pen = ImageDraw.Draw(image)
-    width = max(1, round(max(image.size) / 300))
-    for face in found:
-        pen.rectangle(face.box.tolist(), outline="lime", width=width)
-        for point in face.landmarks.tolist():
-            pen.circle(point, width, fill="yellow")
-    return image
 
 
 def option_table(network, tokenizer, inputs, choices: list[str]) -> Table:

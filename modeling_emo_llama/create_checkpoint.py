@@ -12,6 +12,7 @@ import copy
 import importlib.util
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,11 @@ from . import (
     EmoLlamaProcessor,
 )
 from .chat_templates import chat_format_for
+from .face_analysis import analyzer_class
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # what DINOv2 was trained with
 PRESETS = ("quickstart", "tiny-random")
+PARTS = ("context", "content", "clue", "global_branch", "local_branch")  # `use_*` in EmoLlamaConfig
 
 
 def create_checkpoint(
@@ -50,6 +53,8 @@ def create_checkpoint(
     vision: str | None = None,
     text: str | None = None,
     compress_type: str = "grid:2",
+    face_backend: str = "dlib",
+    without: Collection[str] = (),
     fast_jpeg: bool = False,
     seed: int = 0,
 ) -> None:
@@ -60,15 +65,21 @@ def create_checkpoint(
             a checkpoint.
         preset: `"quickstart"` or `"tiny-random"`, instead of `vision` and `text`.
         vision, text: Hub ids or folders of a vision tower and of a causal language model.
+        face_backend: whose face priors the checkpoint is made for, as [`load_face_analyzer`] names it.
+        without: parts to leave out, for an ablation: any of `PARTS`.
         fast_jpeg: whether the checkpoint reads JPEGs on the fast path, in training and after it.
 
     Raises:
-        ValueError: unknown preset, or a part is missing or is not what its place needs.
+        ValueError: unknown preset, face backend or part to leave out, or a part is missing or is not what its place
+            needs.
         FileExistsError: `out` exists and is no checkpoint.
     """
     out = Path(out)
     if out.exists() and not (out / "config.json").exists() and (out.is_file() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not a checkpoint: choose another folder")
+    unknown = set(without) - set(PARTS)
+    if unknown:
+        raise ValueError(f"--without {min(unknown)}: choose from {', '.join(PARTS)}")
     torch.manual_seed(seed)
     if preset == "quickstart":
         parts = (*quickstart_vision_tower(), *quickstart_language_model())
@@ -80,7 +91,8 @@ def create_checkpoint(
         raise ValueError(f"give --preset ({' or '.join(PRESETS)}), or both --vision and --text")
     else:
         parts = (*load_vision_tower(vision), *load_language_model(text))
-    model, processor = compose(*parts, compress_type=compress_type)
+    switches = {f"use_{part}": False for part in without}
+    model, processor = compose(*parts, compress_type=compress_type, face_backend=face_backend, **switches)
     processor.image_processor.fast_jpeg = fast_jpeg
 
     unfinished = out.with_name(out.name + ".unfinished")
@@ -97,18 +109,23 @@ def compose(
     language_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     compress_type: str = "grid:2",
+    face_backend: str = "dlib",
+    **switches: bool,
 ) -> tuple[EmoLlamaForConditionalGeneration, EmoLlamaProcessor]:
-    """Join a vision tower and a language model; the joints are random."""
+    """Join a vision tower and a language model; the joints are random. `switches` are the `use_*` of the config."""
+    analyzer = analyzer_class(face_backend)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     # Generation continues from the right end. Only `init_kwargs` are saved.
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"
+    qformer_tokenizer = copy.deepcopy(tokenizer)  # the Q-Former reads the question with the language model's words
+    tokenizer.add_tokens(["<video>"], special_tokens=True)
     language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    vision_width = vision_tower.config.hidden_size
+    vision_width, words = vision_tower.config.hidden_size, language_model.get_input_embeddings()
     config = EmoLlamaConfig(
         vision_config=vision_tower.config,
         text_config=language_model.config,
         qformer_config=InstructBlipQFormerConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=len(qformer_tokenizer),
             hidden_size=vision_width // 2,
             num_hidden_layers=2,
             num_attention_heads=4,
@@ -116,10 +133,12 @@ def compose(
             encoder_hidden_size=vision_width,
             pad_token_id=tokenizer.pad_token_id,
         ),
-        face_config=EmoLlamaFaceConfig(),
+        face_config=EmoLlamaFaceConfig(num_landmarks=analyzer.num_landmarks, embedding_size=analyzer.embedding_size),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         compress_type=compress_type,
-        visual_token_rms=language_model.get_input_embeddings().weight.std().item(),
+        **switches,
+        visual_token_rms=words(torch.arange(words.num_embeddings)).std().item(),  # Gemma scales what the table says
         tie_word_embeddings=language_model.config.tie_word_embeddings,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -138,16 +157,21 @@ def compose(
     model.generation_config = language_model.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+    # A placeholder is no word: one in an answer would be taken for a place of a picture when the answer is read again.
+    model.generation_config.suppress_tokens = [config.image_token_id, config.video_token_id]
 
     chat_format = chat_format_for(tokenizer)
     processor = EmoLlamaProcessor(
         image_processor,
         tokenizer,
-        copy.deepcopy(tokenizer),  # the Q-Former reads the question with the language model's words
+        qformer_tokenizer,
         image_seq_length=config.image_seq_length,
+        frame_seq_length=config.frame_seq_length,
         num_landmarks=config.face_config.num_landmarks,
         embedding_size=config.face_config.embedding_size,
-        max_faces=config.face_config.max_faces,
+        max_faces=config.face_config.max_faces if config.use_clue else 0,
+        face_backend=face_backend,
+        face_settings=None if config.use_clue and config.use_global_branch else {"embeddings": False},
         user_turn=chat_format.user_turn,
         chat_template=chat_format.template,
     )

@@ -57,7 +57,8 @@ class FaceInfoMining(nn.Module):
         super().__init__()
         face, width = config.face_config, config.face_config.hidden_size
         self.config = face
-        self.regions = {name: list(points) for name, points in LANDMARK_REGIONS[face.num_landmarks].items()}
+        regions = LANDMARK_REGIONS[face.num_landmarks] if config.use_local_branch else {}
+        self.regions = {name: list(points) for name, points in regions.items()}
 
         # Mean and standard deviation of the priors over the training faces. Expressions move landmarks by a few
         # hundredths of the eye distance: without this a linear layer first learns the mean face, for a long time.
@@ -68,9 +69,9 @@ class FaceInfoMining(nn.Module):
 
         self.visual_norm = nn.LayerNorm(config.vision_config.hidden_size)
         self.visual = nn.Linear(config.vision_config.hidden_size, width)
-        self.embedding = nn.Linear(face.embedding_size, width)
+        self.embedding = nn.Linear(face.embedding_size, width) if config.use_global_branch else None
         self.shapes = nn.ModuleDict({name: nn.Linear(2 * len(p), width) for name, p in self.regions.items()})
-        self.evidence_kind = nn.Parameter(torch.zeros(2 + len(self.regions), width))
+        self.evidence_kind = nn.Parameter(torch.zeros(2 * config.use_global_branch + len(self.regions), width))
         self.no_face = nn.Parameter(torch.zeros(1, 1, width))
 
         self.queries = nn.Parameter(torch.zeros(face.num_clue_tokens, width))
@@ -90,19 +91,23 @@ class FaceInfoMining(nn.Module):
 
     def mine(self, patches, boxes, landmarks, embeddings) -> torch.Tensor:
         """The evidence about each face, one face a row: `(faces, 2 + regions, width)`."""
-        ticks = (torch.arange(self.box_grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / self.box_grid
-        inside = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1).view(1, -1, 2)
-        inside = boxes[:, None, :2] + inside * (boxes[:, None, 2:] - boxes[:, None, :2])
-        region = sample_patches(patches, inside).mean(1)
-        identity = self.embedding((embeddings - self.embedding_mean) / self.embedding_std)
+        evidence = []
+        if self.embedding:  # the global branch
+            ticks = (torch.arange(self.box_grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / self.box_grid
+            inside = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1).view(1, -1, 2)
+            inside = boxes[:, None, :2] + inside * (boxes[:, None, 2:] - boxes[:, None, :2])
+            region = sample_patches(patches, inside).mean(1)
+            identity = self.embedding((embeddings - self.embedding_mean) / self.embedding_std)
+            evidence = [identity.to(patches.dtype), region]
 
-        shape = ((upright_shape(landmarks) - self.shape_mean) / self.shape_std).clamp(-6, 6)
-        at_points = sample_patches(patches, landmarks)
-        local = [
-            self.shapes[name](shape[:, points].flatten(1).to(patches.dtype)) + at_points[:, points].mean(1)
-            for name, points in self.regions.items()
-        ]
-        return torch.stack([identity.to(patches.dtype), region, *local], 1) + self.evidence_kind
+        if self.regions:  # the local branch
+            shape = ((upright_shape(landmarks) - self.shape_mean) / self.shape_std).clamp(-6, 6)
+            at_points = sample_patches(patches, landmarks)
+            evidence += [
+                self.shapes[name](shape[:, points].flatten(1).to(patches.dtype)) + at_points[:, points].mean(1)
+                for name, points in self.regions.items()
+            ]
+        return torch.stack(evidence, 1) + self.evidence_kind
 
     def forward(
         self,

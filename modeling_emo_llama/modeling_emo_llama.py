@@ -1,9 +1,10 @@
 """EMO-LLaMA: LLaMA-VID's context and content tokens, Face Info Mining's clue tokens, any causal language model.
 
-A picture becomes `[context | content ... | clue ...]`, put where the processor wrote `<image>` placeholders:
+A picture becomes `[context | content ... | clue ...]`, put where the processor wrote `<image>` placeholders, or
+`<video>` placeholders for the frames of clips:
 
     context   1 token: which patches matter for the question, by Q-Former queries that have read it
-    content   n * n tokens: average-pooled patches
+    content   n * n tokens: average-pooled patches; 1 of a frame
     clue      K tokens: the face network's priors (`face_info_mining.py`)
 
 Formulas of context and content: LLaMA-VID, Li et al., arXiv 2311.17043 (section 3.2). Structure and names follow
@@ -15,35 +16,40 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, GenerationMixin, InstructBlipQFormerModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    GenerationMixin,
+    InstructBlipQFormerModel,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_emo_llama import EmoLlamaConfig
 from .face_info_mining import FaceInfoMining
 
+AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)  # EVA-g; transformers leaves it out
+
 # What the language model's own forward may be given besides the arguments named in ours. Anything else is a mistake
 # (a misspelt or renamed input would silently be ignored) and raises.
-LANGUAGE_MODEL_INPUTS = {
-    "cache_position",
-    "num_items_in_batch",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "return_dict",
-    "use_cache",
-}
+LANGUAGE_MODEL_INPUTS = {*TransformersKwargs.__annotations__, "cache_position", "return_dict", "use_cache"}
 
 
 @dataclass
 class EmoLlamaModelOutputWithPast(BaseModelOutputWithPast):
     r"""
-    image_hidden_states (`torch.Tensor` of shape `(pictures, image_seq_length, hidden_size)`, *optional*):
-        The tokens that stand for the pictures in the language model's input.
+    image_hidden_states (`torch.Tensor` of shape `(stills, image_seq_length, hidden_size)`, *optional*):
+        The tokens that stand for the stills in the language model's input.
+    video_hidden_states (`torch.Tensor` of shape `(frames, frame_seq_length, hidden_size)`, *optional*):
+        Those that stand for the frames of clips.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
@@ -51,7 +57,8 @@ class EmoLlamaCausalLMOutputWithPast(ModelOutput):
     r"""
     loss (`torch.Tensor`, *optional*): next-token loss, when `labels` are given.
     logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`).
-    image_hidden_states (`torch.Tensor` of shape `(pictures, image_seq_length, hidden_size)`, *optional*).
+    image_hidden_states (`torch.Tensor` of shape `(stills, image_seq_length, hidden_size)`, *optional*).
+    video_hidden_states (`torch.Tensor` of shape `(frames, frame_seq_length, hidden_size)`, *optional*).
     """
 
     loss: torch.Tensor | None = None
@@ -60,20 +67,22 @@ class EmoLlamaCausalLMOutputWithPast(ModelOutput):
     hidden_states: tuple[torch.Tensor] | None = None
     attentions: tuple[torch.Tensor] | None = None
     image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
 
 
 class EmoLlamaPreTrainedModel(PreTrainedModel):
     config: EmoLlamaConfig
     config_class = EmoLlamaConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FaceInfoMining", "ContextAttention"]
+    _no_split_modules = ["FaceInfoMining", "ContextToken"]
     _skip_keys_device_placement = ["past_key_values"]
     # Small, new and trained from scratch: in bfloat16 their updates would be rounded away.
     _keep_in_fp32_modules_strict = ["context_attention", "multi_modal_projector", "face_info_mining", "token_gain"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -84,13 +93,13 @@ class EmoLlamaPreTrainedModel(PreTrainedModel):
             for statistic in ("shape", "embedding"):
                 nn.init.zeros_(getattr(module, f"{statistic}_mean"))
                 nn.init.ones_(getattr(module, f"{statistic}_std"))
-        elif isinstance(module, ContextAttention):
+        elif isinstance(module, ContextToken):
             nn.init.normal_(module.query_tokens, std=0.02)
         elif isinstance(module, nn.RMSNorm) and self.config.visual_token_rms:
             nn.init.constant_(module.weight, self.config.visual_token_rms)
 
 
-class ContextAttention(nn.Module):
+class ContextToken(nn.Module):
     """LLaMA-VID's context token: the Q-Former's queries, having read the question, weigh the patches."""
 
     def __init__(self, config: EmoLlamaConfig):
@@ -141,22 +150,22 @@ class VisualTokenGain(nn.Module):
     def __init__(self, config: EmoLlamaConfig):
         super().__init__()
         width = config.text_config.hidden_size
-        kinds = ("context", "content", "clue")
         norm = (lambda: nn.RMSNorm(width, eps=1e-6)) if config.visual_token_rms else nn.Identity
-        self.gains = nn.ModuleDict({kind: norm() for kind in kinds})
+        self.gains = nn.ModuleDict({kind: norm() for kind in config.token_counts(config.compress_type)})
 
-    def forward(self, context: torch.Tensor, content: torch.Tensor, clue: torch.Tensor) -> torch.Tensor:
-        parts = zip(self.gains.values(), (context, content, clue), strict=True)
-        return torch.cat([gain(part) for gain, part in parts], 1)
+    def forward(self, *kinds: torch.Tensor) -> torch.Tensor:
+        return torch.cat([gain(tokens) for gain, tokens in zip(self.gains.values(), kinds, strict=True)], 1)
 
 
 class EmoLlamaModel(EmoLlamaPreTrainedModel):
     def __init__(self, config: EmoLlamaConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.context_attention = ContextAttention(config)
-        self.multi_modal_projector = EmoLlamaMultiModalProjector(config)
-        self.face_info_mining = FaceInfoMining(config)
+        if not config.vision_final_norm:
+            self.vision_tower.set_submodule("post_layernorm", nn.Identity(), strict=True)
+        self.context_attention = ContextToken(config) if config.use_context else None
+        self.multi_modal_projector = EmoLlamaMultiModalProjector(config) if config.use_content else None
+        self.face_info_mining = FaceInfoMining(config) if config.use_clue else None
         self.token_gain = VisualTokenGain(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -180,25 +189,44 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         **kwargs,
     ) -> tuple | BaseModelOutputWithPooling:
         """
-        The tokens of each picture, as `pooler_output` of shape `(pictures, image_seq_length, hidden_size)`.
+        The tokens of each still, as `pooler_output` of shape `(stills, image_seq_length, hidden_size)`.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(pictures, 3, height, width)`).
-            qformer_input_ids, qformer_attention_mask (`(pictures, words)`): the user's question, once a picture.
+            pixel_values (`torch.FloatTensor` of shape `(stills, 3, height, width)`).
+            qformer_input_ids, qformer_attention_mask (`(pictures, words)`): the user's question, once a picture. As in
+                all that follows, a row is a picture: the stills come first, the frames of clips after them.
             face_boxes, face_landmarks, face_embeddings, face_mask: see [`FaceInfoMining.forward`].
         """
+        rows = qformer_input_ids, qformer_attention_mask, face_boxes, face_landmarks, face_embeddings, face_mask
+        stills = slice(len(pixel_values))
+        return self._look(pixel_values, [row[stills] for row in rows], self.config.compress_type, **kwargs)
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        qformer_input_ids: torch.LongTensor,
+        qformer_attention_mask: torch.Tensor,
+        face_boxes: torch.FloatTensor,
+        face_landmarks: torch.FloatTensor,
+        face_embeddings: torch.FloatTensor,
+        face_mask: torch.BoolTensor,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        The tokens of each frame, as `pooler_output` of shape `(frames, frame_seq_length, hidden_size)`.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(frames, 3, height, width)`): those of all clips.
+            qformer_input_ids, ...: as in [`~EmoLlamaModel.get_image_features`]; the last rows are the frames'.
+        """
+        rows = qformer_input_ids, qformer_attention_mask, face_boxes, face_landmarks, face_embeddings, face_mask
+        frames = slice(-len(pixel_values_videos), None)
+        return self._look(pixel_values_videos, [row[frames] for row in rows], self.config.clip_compress_type, **kwargs)
+
+    def _look(self, pixel_values, rows: list, compress_type: str, **kwargs) -> BaseModelOutputWithPooling:
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        outputs.pooler_output = self.token_gain(
-            *self.mine_picture(
-                outputs.last_hidden_state,
-                qformer_input_ids,
-                qformer_attention_mask,
-                face_boxes,
-                face_landmarks,
-                face_embeddings,
-                face_mask,
-            )
-        )
+        outputs.pooler_output = self.token_gain(*self.mine_picture(outputs.last_hidden_state, *rows, compress_type))
         return outputs
 
     def mine_picture(
@@ -210,33 +238,53 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         face_landmarks: torch.FloatTensor,
         face_embeddings: torch.FloatTensor,
         face_mask: torch.BoolTensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Context, content and clues of what the vision tower saw, `(pictures, prefix + side * side, width)`."""
+        compress_type: str | None = None,
+    ) -> list[torch.Tensor]:
+        """Context, content and clues of what the vision tower saw, `(pictures, prefix + side * side, width)`.
+
+        `compress_type` is that of stills by default.
+        """
         vision = self.config.vision_config
-        tokens = vision_tokens.to(self.context_attention.query_tokens.dtype)
+        readers = self.context_attention or self.multi_modal_projector or self.face_info_mining
+        tokens = vision_tokens.to(next(readers.parameters()).dtype)
         side = vision.image_size // vision.patch_size
         num_prefix_tokens = tokens.shape[1] - side * side  # CLS and registers, if the tower has any
         patches = tokens[:, num_prefix_tokens:]
 
-        context = self.context_attention(tokens, num_prefix_tokens, qformer_input_ids, qformer_attention_mask)
-        grid = patches.transpose(1, 2).unflatten(2, (side, side))
-        grid = F.adaptive_avg_pool2d(grid, self.config.content_grid)
-        content = self.multi_modal_projector(grid.flatten(2).transpose(1, 2))
-        clues = self.face_info_mining(patches, face_boxes, face_landmarks, face_embeddings, face_mask)
-        return context, content, clues
+        kinds = []
+        if self.context_attention:
+            kinds.append(self.context_attention(tokens, num_prefix_tokens, qformer_input_ids, qformer_attention_mask))
+        if self.multi_modal_projector:
+            grid = patches.transpose(1, 2).unflatten(2, (side, side))
+            grid = F.adaptive_avg_pool2d(grid, self.config.content_grid(compress_type or self.config.compress_type))
+            kinds.append(self.multi_modal_projector(grid.flatten(2).transpose(1, 2)))
+        if self.face_info_mining:
+            kinds.append(self.face_info_mining(patches, face_boxes, face_landmarks, face_embeddings, face_mask))
+        return kinds
 
     def get_placeholder_mask(
-        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+        features: torch.Tensor,
+        modality: str = "image",
     ) -> torch.BoolTensor:
-        """Where the picture tokens go, `(batch, sequence, 1)`; raises when places and tokens differ in number."""
+        """Where the tokens of the stills, or of the frames ("video"), go: `(batch, sequence, 1)`.
+
+        Raises:
+            ValueError: places and tokens differ in number.
+        """
+        placeholder = getattr(self.config, f"{modality}_token_id")
         if input_ids is None:
-            placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+            embedding = self.get_input_embeddings()(torch.tensor(placeholder, device=inputs_embeds.device))
+            mask = (inputs_embeds == embedding).all(-1)
         else:
-            mask = input_ids == self.config.image_token_id
-        places, tokens = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
+            mask = input_ids == placeholder
+        places, tokens = int(mask.sum()), features.shape[0] * features.shape[1]
         if places != tokens:
-            raise ValueError(f"Image features and image tokens do not match, tokens: {places}, features: {tokens}")
+            raise ValueError(
+                f"{modality.title()} features and {modality} tokens do not match, tokens: {places}, features: {tokens}"
+            )
         return mask.unsqueeze(-1)
 
     @can_return_tuple
@@ -244,6 +292,7 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
         qformer_input_ids: torch.LongTensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         face_boxes: torch.FloatTensor | None = None,
@@ -255,7 +304,7 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EmoLlamaModelOutputWithPast:
         unknown = set(kwargs) - LANGUAGE_MODEL_INPUTS
         if unknown:
@@ -265,23 +314,27 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        pictures = (mm_encoder_outputs or {}).get("image")  # generate() looks at the pictures before it begins
+        looks = dict(mm_encoder_outputs or {})  # generate() looks at the pictures before it begins
+        rows = {
+            "qformer_input_ids": qformer_input_ids,
+            "qformer_attention_mask": qformer_attention_mask,
+            "face_boxes": face_boxes,
+            "face_landmarks": face_landmarks,
+            "face_embeddings": face_embeddings,
+            "face_mask": face_mask,
+        }
+        pictures = sum(len(pixels) for pixels in (pixel_values, pixel_values_videos) if pixels is not None)
+        for name, row in rows.items():
+            if pictures and (row is None or len(row) != pictures):
+                raise ValueError(f"{name} has {0 if row is None else len(row)} rows for {pictures} pictures")
         if pixel_values is not None:
-            pictures = self.get_image_features(
-                pixel_values,
-                qformer_input_ids,
-                qformer_attention_mask,
-                face_boxes,
-                face_landmarks,
-                face_embeddings,
-                face_mask,
-                return_dict=True,
-            )
-        image_features = None
-        if pictures is not None:
-            image_features = pictures.pooler_output.to(inputs_embeds)
-            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
-            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+            looks["image"] = self.get_image_features(pixel_values, **rows, return_dict=True)
+        if pixel_values_videos is not None:
+            looks["video"] = self.get_video_features(pixel_values_videos, **rows, return_dict=True)
+        features = {name: look.pooler_output.to(inputs_embeds) for name, look in looks.items()}
+        for modality, tokens in features.items():
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, tokens, modality)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, tokens)
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -295,7 +348,8 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=image_features,
+            image_hidden_states=features.get("image"),
+            video_hidden_states=features.get("video"),
         )
 
 
@@ -321,11 +375,15 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
     def get_image_features(self, *args, **kwargs) -> tuple | BaseModelOutputWithPooling:
         return self.model.get_image_features(*args, **kwargs)
 
+    def get_video_features(self, *args, **kwargs) -> tuple | BaseModelOutputWithPooling:
+        return self.model.get_video_features(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
         qformer_input_ids: torch.LongTensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         face_boxes: torch.FloatTensor | None = None,
@@ -338,11 +396,13 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EmoLlamaCausalLMOutputWithPast:
         r"""
         The tensors come from [`EmoLlamaProcessor`]; see [`EmoLlamaModel.get_image_features`] for the visual ones.
+        `shift_labels` are labels that stand where they are predicted, for sequences that are split over devices.
 
         ```python
         >>> content = [{"type": "image", "path": "face.jpg"}, {"type": "text", "text": "How does she feel?"}]
@@ -356,6 +416,7 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
             qformer_input_ids=qformer_input_ids,
             qformer_attention_mask=qformer_attention_mask,
             face_boxes=face_boxes,
@@ -372,9 +433,13 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
+        if labels is not None or shift_labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                shift_labels=shift_labels,
+                **kwargs,
             )
         return EmoLlamaCausalLMOutputWithPast(
             loss=loss,
@@ -383,6 +448,7 @@ class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            video_hidden_states=outputs.video_hidden_states,
         )
 
 

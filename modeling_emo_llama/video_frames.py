@@ -86,12 +86,19 @@ def read_frames(
 Found = tuple[dict[int, np.ndarray], int, bool]
 
 
-def _read_with_pyav(path: str, num_frames: int, size: tuple[int, int] | None) -> Found:
-    """Decodes only what the wanted frames need; everything, if the file is damaged or does not tell what that is."""
+def _pyav():
+    """The package, imported inside `try` alone: what remote code imports elsewhere is asked of every user."""
     try:
         import av
+        import av.video.reformatter
     except ImportError as error:
         raise ImportError("the reader pyav needs: pip install 'emo-llama[fast]'") from error
+    return av
+
+
+def _read_with_pyav(path: str, num_frames: int, size: tuple[int, int] | None) -> Found:
+    """Decodes only what the wanted frames need; everything, if the file is damaged or does not tell what that is."""
+    av = _pyav()
     try:
         # Opening would decode a picture to describe it. The decoder proper, which is another one, skips nothing.
         with av.open(path, options={"skip_frame": "all"}, metadata_errors="replace") as container:
@@ -110,8 +117,7 @@ def _read_with_pyav(path: str, num_frames: int, size: tuple[int, int] | None) ->
 
 def _decode(container, stream, num_frames: int) -> tuple[dict, int, bool]:
     """The wanted frames by index, how many frames there are, and whether the clip was cut short."""
-    import av
-
+    av = _pyav()
     packets, truncated = _demux(container, stream)
     codec = stream.codec_context
     codec.thread_count = 1
@@ -134,8 +140,7 @@ def _decode(container, stream, num_frames: int) -> tuple[dict, int, bool]:
 
 def _demux(container, stream) -> tuple[list, bool]:
     """The packets of the stream in decoding order, and whether the file ends within one, be it of sound, or early."""
-    import av
-
+    av = _pyav()
     packets, cut = [], False
     try:
         for packet in container.demux():
@@ -188,8 +193,7 @@ def _decode_wanted(codec, packets: list, times: Container[int]) -> Iterator:
 
 def _decode_all(codec, packets: list) -> Iterator:
     """Yields every frame that can be decoded."""
-    import av
-
+    av = _pyav()
     codec.flush_buffers()
     codec.skip_frame = "DEFAULT"
     for packet in (*packets, None):
@@ -210,10 +214,8 @@ def _same_rgb_everywhere(frames: dict) -> bool:
 
 def _upright_rgb(frames: dict, size: tuple[int, int] | None) -> dict[int, np.ndarray]:
     """RGB by index, [H, W, 3], all of one size even if the clip changes its own."""
-    from av.video.reformatter import VideoReformatter
-
     first = next(iter(frames.values()))
-    swscale = VideoReformatter()  # one for all: setting it up is dear
+    swscale = _pyav().video.reformatter.VideoReformatter()  # one for all: setting it up is dear
     found = {}
     for index, frame in frames.items():
         quarter_turns = round(frame.rotation / 90)  # counterclockwise

@@ -248,6 +248,7 @@ def test_faces(tmp_path, face_photos, monkeypatch):
     assert len(seen) == 4
 
 
+@pytest.mark.slow  # the processes that look for faces are started four times
 def test_faces_are_added_to_a_built_ferid(tmp_path, face_photos, monkeypatch):
     out = tmp_path / "ferid"
     build_ferid(out, folder=face_photos)
@@ -263,6 +264,10 @@ def test_faces_are_added_to_a_built_ferid(tmp_path, face_photos, monkeypatch):
     monkeypatch.setattr(faces_module, "_look", lambda *_: pytest.fail("looked again"))
     assert add_faces(out, "dlib") == added
 
+    monkeypatch.undo()
+    assert add_faces(out, "dlib", num_proc=1, cropped=["folder"]).without_face == 0  # each picture is one face
+    with pytest.raises(FeridError, match="there is no source 'raf'"):
+        add_faces(out, "dlib", cropped=["raf"])
     build_ferid(out, folder=face_photos, embed=True)
     with pytest.raises(FeridError, match="holds its pictures inside: build it with --faces"):
         add_faces(out, "dlib")

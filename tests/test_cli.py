@@ -53,6 +53,7 @@ def files(tmp_path_factory, tiny_checkpoint):
     draw_face("happiness", np.random.default_rng(0)).save(root / "face.png")
     Image.new("RGB", (64, 64)).save(root / "black.png")
     (root / "words.jpg").write_text("no picture")
+    (root / "words.avi").write_text("no clip")
     (root / "cut.png").write_bytes((root / "face.png").read_bytes()[:3000])
     for name, config in {"empty": None, "bert": '{"model_type": "bert"}', "no_json": "{"}.items():
         (root / name).mkdir()
@@ -117,13 +118,46 @@ def test_missing_packages_are_named_with_their_remedy(emo_llama, files, tmp_path
 
 
 def test_ask_prints_question_answer_and_options_best_first(emo_llama, files, tiny_checkpoint):
-    code, out, _ = emo_llama("ask", tiny_checkpoint, files / "face.png", "--options", "happiness, sadness,fear,")
+    options = ("--options", "happiness, sadness,fear,")
+    code, out, _ = emo_llama("ask", files / "face.png", "--model", tiny_checkpoint, *options)
     assert code == 0
     assert out.startswith("Question  What is the facial expression of the person in the image?\nAnswer    ")
     lines = [line.split() for line in out.splitlines() if "%" in line][-3:]
     assert {line[0] for line in lines} == {"happiness", "sadness", "fear"}
     shares = [float(line[1].rstrip("%")) for line in lines]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.2)
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_ask_about_a_clip(emo_llama, files, tiny_checkpoint, tmp_path, form, monkeypatch):
+    """The answer is the model's own to the frames of the clip, and is told as it comes."""
+    av = pytest.importorskip("av")
+    face = Image.open(files / "face.png").convert("RGB").resize((112, 112))
+    if form == "file":
+        clip = tmp_path / "CLIP.MP4"
+        with av.open(str(clip), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.height = stream.width = 112
+            for _ in range(9):
+                container.mux(stream.encode(av.VideoFrame.from_image(face)))
+            container.mux(stream.encode())
+    else:
+        clip = tmp_path
+        for index in range(3):
+            face.save(tmp_path / f"{index}.png")
+    asked = []
+    model, processor = load_checkpoint.load_checkpoint(tiny_checkpoint)
+    monkeypatch.setattr(load_checkpoint, "load_checkpoint", lambda _: (model, processor))
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: asked.append(inputs) or generate(**inputs))
+    ask = ("ask", clip, "--model", tiny_checkpoint)
+    code, out, _ = emo_llama(*ask, "--options", "yes,no")
+    assert code == 0 and out.startswith("Question  What is the facial expression of the person in the video?\n")
+    monkeypatch.setattr(processor, "num_frames", 2)
+    code, out, _ = emo_llama(*ask[:2], "Why?", *ask[2:])
+    assert code == 0 and out.startswith("Question  Why?\nAnswer    ")
+    assert [len(inputs["pixel_values_videos"]) for inputs in asked] == [8, 2]
+    assert all(inputs["face_mask"].all() for inputs in asked)
 
 
 def test_ask_an_adapter(emo_llama, files, tiny_checkpoint, tmp_path):
@@ -135,15 +169,15 @@ def test_ask_an_adapter(emo_llama, files, tiny_checkpoint, tmp_path):
     processor.save_pretrained(tmp_path / "adapter")
     assert load_checkpoint.base_checkpoint(tmp_path / "adapter") == str(tiny_checkpoint)
 
-    options = ("--question", "Sad?", "--options", "yes,no")
-    code, out, _ = emo_llama("ask", tmp_path / "adapter", files / "face.png", *options)
+    ask = ("ask", files / "face.png", "Sad?", "--options", "yes,no", "--model")
+    code, out, _ = emo_llama(*ask, tmp_path / "adapter")
     assert code == 0 and out.startswith("Question  Sad?\n")
-    without = emo_llama("ask", tiny_checkpoint, files / "face.png", *options)[1]
+    without = emo_llama(*ask, tiny_checkpoint)[1]
     assert out != without  # the adapter is in use
 
 
 def test_ask_needs_a_face_or_leave_to_do_without(emo_llama, files, tiny_checkpoint):
-    ask = ("ask", tiny_checkpoint, files / "black.png")
+    ask = ("ask", files / "black.png", "--model", tiny_checkpoint)
     assert_sentence(emo_llama(*ask), "emo-llama", files / "black.png", "crop it closer", "--no-faces")
     code, out, _ = emo_llama(*ask, "--no-faces")
     assert code == 0 and "Answer" in out
@@ -153,14 +187,25 @@ def test_ask_needs_a_face_or_leave_to_do_without(emo_llama, files, tiny_checkpoi
     ("name", "parts"),
     [
         ("nothing.png", ["there is no file", "nothing.png"]),
-        ("empty", ["there is no file", "empty"]),
         ("words.jpg", ["words.jpg is not a picture"]),
         ("cut.png", ["cut.png cannot be read", "truncated"]),
     ],
 )
 def test_pictures_that_are_none(emo_llama, files, tiny_checkpoint, name, parts):
-    for arguments in ("ask", tiny_checkpoint, files / name), ("faces", files / name):
+    for arguments in ("ask", files / name, "--model", tiny_checkpoint), ("faces", files / name):
         assert_sentence(emo_llama(*arguments), "emo-llama", *parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("empty", ["empty holds no picture"]),
+        ("nothing.mp4", ["there is no clip", "nothing.mp4"]),
+        ("words.avi", ["words.avi"]),
+    ],
+)
+def test_clips_that_are_none(emo_llama, files, tiny_checkpoint, name, parts):
+    assert_sentence(emo_llama("ask", files / name, "--model", tiny_checkpoint), "emo-llama", *parts)
 
 
 BAD_MODELS = [
@@ -178,7 +223,7 @@ BAD_MODELS = [
 
 @pytest.mark.parametrize(("name", "parts"), BAD_MODELS, ids=[name for name, _ in BAD_MODELS])
 def test_models_that_are_none(emo_llama, ferid, files, built, tmp_path, name, parts):
-    assert_sentence(emo_llama("ask", files / name, files / "face.png"), "emo-llama", *parts)
+    assert_sentence(emo_llama("ask", files / "face.png", "--model", files / name), "emo-llama", *parts)
     assert_sentence(
         ferid("evaluate", "--model", files / name, "--data", built, "--output", tmp_path / "new"), "ferid", *parts
     )
@@ -188,8 +233,9 @@ def test_models_that_are_none(emo_llama, ferid, files, built, tmp_path, name, pa
 def test_faces_are_listed_and_drawn(emo_llama, files, tmp_path):
     code, out, _ = emo_llama("faces", files / "face.png", "--draw", tmp_path / "drawn.png")
     assert code == 0 and "landmarks" in out and " 68 " in out
-    with Image.open(tmp_path / "drawn.png") as drawn, Image.open(files / "face.png") as face:
-        assert drawn.size == face.size and (np.asarray(drawn) != np.asarray(face)).any(axis=-1).sum() > 200
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert drawn.width == 900 < drawn.height, "enlarged, and with a legend"
+        assert (np.asarray(drawn) == (86, 180, 233)).all(axis=-1).sum() > 200, "the jaw in its colour"
 
     assert_sentence(emo_llama("faces", files / "black.png"), "emo-llama", files / "black.png", "crop it closer")
     lost = tmp_path / "no_folder" / "drawn.png"
@@ -209,12 +255,12 @@ def test_interrupt_and_real_bugs(emo_llama, files, tiny_checkpoint, monkeypatch)
     assert code == 130 and err.endswith("emo-llama: stopped\n")
     monkeypatch.setattr(load_checkpoint, "load_checkpoint", bug)
     with pytest.raises(TypeError, match="a bug of ours"):
-        emo_llama_cli.ask(tiny_checkpoint, files / "face.png")
+        emo_llama_cli.ask(files / "face.png", model=tiny_checkpoint)
 
 
 def test_no_traceback_in_a_process_of_its_own(files):
     done = subprocess.run(
-        [sys.executable, "-m", "modeling_emo_llama.cli", "ask", files / "empty", files / "face.png"],
+        [sys.executable, "-m", "modeling_emo_llama.cli", "ask", files / "face.png", "--model", files / "empty"],
         capture_output=True,
         text=True,
     )

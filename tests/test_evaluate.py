@@ -94,7 +94,7 @@ def test_a_clip_and_options_in_other_words(tiny_checkpoint, ferid):
     clip |= {
         "media_type": "video",
         "images": clip["images"] * 3,
-        "faces": clip["faces"] * 3,
+        "faces": clip["faces"] and clip["faces"] * 3,
         "options": ["joy", "fear"],
     }
     (prediction,) = predict(*load_checkpoint(tiny_checkpoint), [clip], max_new_tokens=2)

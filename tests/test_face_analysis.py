@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.data import astronaut, coffee
+from transformers.dynamic_module_utils import get_imports
 
-from modeling_emo_llama.face_analysis import DlibFaceAnalyzer, load_face_analyzer
+from modeling_emo_llama import face_analysis
+from modeling_emo_llama.face_analysis import DlibFaceAnalyzer, FaceSettings, load_face_analyzer
 
 EYES, MOUTH = slice(36, 48), slice(48, 68)  # of the 68 points
 
@@ -78,18 +80,59 @@ def test_largest_face_first(analyzer, portrait):
     assert found[0].area > found[1].area and found[0].box[0] > 280 > found[1].box[2]
 
 
-def test_unknown_backend():
-    with pytest.raises(ValueError, match="no face backend is named 'deepface': choose one of dlib"):
-        load_face_analyzer("deepface")
+def test_only_the_largest(analyzer, portrait):
+    head = portrait.crop((140, 20, 320, 220))
+    canvas = Image.new("RGB", (600, 360), "gray")
+    canvas.paste(head, (20, 20))
+    canvas.paste(head.resize((288, 320)), (280, 20))
+    [[largest]] = load_face_analyzer("dlib", max_faces=1)([canvas])
+    np.testing.assert_array_equal(largest.landmarks, analyzer([canvas])[0][0].landmarks)
+
+
+def test_no_embedding_where_none_is_wanted(face, portrait):
+    analyzer = load_face_analyzer("dlib", embeddings=False)
+    [[found]] = analyzer([portrait])
+    assert found.embedding is None and analyzer.encoder is None
+    np.testing.assert_array_equal(found.landmarks, face.landmarks)
+
+
+def test_face_crops_need_no_detector(face, portrait):
+    left, top, right, bottom = (int(x) for x in face.box)
+    crop = portrait.crop((left - 8, top - 14, right + 8, bottom + 4))
+    analyzer = load_face_analyzer("dlib", assume_cropped=True)
+    [[found]] = analyzer([crop])
+    np.testing.assert_allclose(found.box, [0, 0, *crop.size], atol=0.1)
+    assert found.score == 1 and analyzer.detector is None
+    assert np.abs(found.landmarks + (left - 8, top - 14) - face.landmarks).max() < 8
+    assert found.embedding @ face.embedding > 0.9
+    [[found]] = analyzer([Image.fromarray(coffee())])
+    assert found.box.tolist() == [0, 0, 600, 400], "nobody looks whether it is a face"
+
+
+def test_detector_size(portrait):
+    crowd = portrait.crop((99, 0, 355, 256)).resize((96, 96))  # a face of 33 pixels: enlarged to 320 it has 110
+    assert len(load_face_analyzer("dlib")([crowd])[0]) == 1
+    assert load_face_analyzer("dlib", detector_size=96)([crowd]) == [[]]
+
+
+@pytest.mark.parametrize("name", ["deepface", "dlib:pack", ""])
+def test_unknown_backend(name):
+    with pytest.raises(ValueError, match=f"no face backend is named '{name}': choose one of dlib, insightface"):
+        load_face_analyzer(name)
+
+
+def test_nothing_of_a_backend_is_needed_to_read_the_file():
+    needed = set(get_imports(face_analysis.__file__)) - sys.stdlib_module_names
+    assert needed == {"numpy", "PIL"}, "as transformers asks of remote code"
 
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "dlib", None)
     with pytest.raises(ImportError, match=r"pip install 'emo-llama\[quickstart\]'"):
-        DlibFaceAnalyzer()
+        DlibFaceAnalyzer(FaceSettings())
 
 
 def test_missing_weights_name_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install face-recognition-models"):
-        DlibFaceAnalyzer()
+        DlibFaceAnalyzer(FaceSettings())

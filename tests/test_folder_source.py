@@ -5,8 +5,8 @@ import os
 import pytest
 
 from ferid_dataset.errors import FeridError
-from ferid_dataset.sources.base import SAMPLES
 from ferid_dataset.sources import folder
+from ferid_dataset.sources.base import SAMPLES
 
 
 def fill(root, *names):

@@ -94,12 +94,12 @@ def test_walks_the_whole_road_and_sums_it_up(commands, tmp_path, capfd):
         ["ferid", "evaluate"],
         ["emo-llama", "ask"],
     ]
-    assert calls[2]["command"][2:] == [f"{run}/ferid", "--folder", f"{run}/drawn_faces", "--faces", "dlib"]
+    assert calls[2]["command"][2:] == [f"{run}/ferid", "--folder", f"{run}/drawn_faces", "--faces", "dlib", "--verify"]
     assert calls[5]["command"][2:] == [
-        *(f"{run}/adapter", f"{run}/asked.png", "--question"),
+        f"{run}/asked.png",
         "What is the facial expression of the person in the image? Choose one from the following options: "
         "{surprise, fear}.",
-        *("--options", "surprise,fear"),
+        *("--model", f"{run}/adapter", "--options", "surprise,fear"),
     ]
     assert {call["threads"] for call in calls} == {str(os.cpu_count())}
     out = capfd.readouterr().out
