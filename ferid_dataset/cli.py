@@ -157,6 +157,45 @@ def faces(
     typer.echo(add_faces(out, backend, num_proc, cropped or ()))
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Conversations in LLaVA's form: JSON or JSON lines.")],
+    out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
+    annotations: Annotated[
+        Path, typer.Option(help="Folder of DIR/<source>/<split>.jsonl, which is added to.", metavar="DIR")
+    ],
+    source: Annotated[
+        str | None, typer.Option(help="Source of all records, such as mafw, where file names do not tell.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Report which rules of generated conversations these break.")
+    ] = False,
+) -> None:
+    """Read released conversations into the annotations that ferid build takes; what is left out is reported."""
+    from ferid_dataset.import_conversations import import_conversations
+
+    imported = import_conversations(file, out, annotations, source=source, check=check)
+    _show_kinds("left out", "records", [row.reason.partition(": ")[::2] for row in imported.left_out])
+    _show_kinds("rule", "break it", [(rule, name) for rule, ids in imported.broken.items() for name in ids])
+    typer.echo(imported)
+
+
+def _show_kinds(kind: str, count: str, rows: list[tuple[str, str]]) -> None:
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(kind, count, "such as")
+    examples = dict(reversed(rows))  # the first of each kind
+    for name, number in Counter(name for name, _ in rows).most_common():
+        table.add_row(name, f"{number:,}", Text(examples[name]))
+    Console().print(table)
+
+
 @app.command()
 def stats(
     out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],

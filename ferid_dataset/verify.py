@@ -37,8 +37,8 @@ def verify_media(samples: pa.Table, num_proc: int | None = None) -> Verified:
     """Keeps the samples whose pictures and clips decode.
 
     Of pictures of one's own folder that are equal byte for byte the first stays, those of the test split before those
-    of validation and of train, so that nothing is both trained on and tested. The published datasets keep theirs, since
-    figures are compared on their official splits; `ferid check` tells of such copies.
+    of validation and of train, so that nothing is both trained on and tested. The published datasets keep theirs:
+    figures are compared on their official splits. `ferid check` tells of such copies.
 
     Args:
         samples: a table of `SAMPLES`.

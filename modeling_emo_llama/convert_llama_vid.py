@@ -265,6 +265,8 @@ def write_model(
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
+        # They stand for pictures: no model writes them.
+        suppress_tokens=[config.image_token_id, config.video_token_id],
     )
     model.to(config.dtype)  # `save_pretrained` writes it down
     model.save_pretrained(folder, state_dict=dict(new))  # it empties what it is given
