@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
@@ -134,6 +135,24 @@ def test_adapter_loads_with_its_face_statistics(adapter, saved, rows):
         return_tensors="pt",
     )
     assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_merged_and_in_bfloat16_it_answers_as_the_adapter(adapter, rows, tmp_path):
+    """The adapter merged into its base, saved in shards and loaded from there, in full and in half precision."""
+    processor = AutoProcessor.from_pretrained(adapter)
+    inputs = processor.apply_chat_template(
+        to_chat(rows[0], answers=False), tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    checkpoint = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, str(adapter)).eval()
+    with torch.inference_mode():
+        expected = tuned(**inputs).logits
+        tuned.merge_and_unload().save_pretrained(tmp_path / "merged", max_shard_size="200KB")
+        assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+            merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=dtype).eval()
+            torch.testing.assert_close(merged(**inputs).logits.float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_two_processes_really_run(adapter, tiny_checkpoint, ferid, tmp_path):
