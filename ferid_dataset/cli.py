@@ -157,6 +157,97 @@ def faces(
     typer.echo(add_faces(out, backend, num_proc, cropped or ()))
 
 
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(help="The folder that ferid build wrote.")],
+    annotations: Annotated[
+        Path,
+        typer.Option(help="Folder of the journal, and of <source>/<split>.jsonl that is made from it.", metavar="DIR"),
+    ],
+    model: Annotated[str, typer.Option(help="Vision model that writes the conversations, as its server calls it.")],
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server; OPENAI_BASE_URL, else OpenAI's. OPENAI_API_KEY has the key."),
+    ] = None,
+    describer_model: Annotated[str | None, typer.Option(help="Model that describes clips from all frames.")] = None,
+    describer_base_url: Annotated[
+        str | None, typer.Option(help="Its server, if it is another one. DESCRIBER_API_KEY has the key.")
+    ] = None,
+    descriptions: Annotated[
+        Path | None, typer.Option(help='Descriptions of clips: lines of {"id", "description"}.', metavar="FILE")
+    ] = None,
+    mafw: Annotated[Path | None, _root("MAFW, whose captions describe its clips")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests on the way at a time.", min=1)] = 64,
+    requests_per_minute: Annotated[float | None, typer.Option(help="What the account allows.", min=0.01)] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="What the account allows.", min=1)] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop before all replies together cost more.", min=0)] = None,
+    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens sent.", min=0)] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens received.", min=0)] = None,
+    picture_side: Annotated[int, typer.Option(help="Pictures are scaled down to this many pixels.", min=16)] = 512,
+    per_class: Annotated[int | None, typer.Option(help="At most so many of each label of a source.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many, evenly over sources and their labels.", min=1)
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Only this source; can be repeated. All but ferplus by default.")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Split; can be repeated. train by default.")] = None,
+    shard: Annotated[str | None, typer.Option(help="Only this part, such as 2/8, on one of 8 machines.")] = None,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Ask again for rejected ones, each at most twice.")
+    ] = False,
+    json_mode: Annotated[bool, typer.Option("--json-mode", help="For servers without structured outputs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing: requests, tokens, cost and time, and three requests.")
+    ] = False,
+    batch: Annotated[bool, typer.Option("--batch", help="Submit batches instead, which take up to a day.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Fetch the batches that are ready.")] = False,
+) -> None:
+    """Have a vision model write the conversations of a built FERID. Stop at any moment; the same command goes on."""
+    from ferid_dataset.generate.work import Order, parse_shard
+
+    order = Order(
+        out,
+        annotations,
+        model,
+        base_url,
+        describer_model=describer_model,
+        describer_base_url=describer_base_url,
+        descriptions=descriptions,
+        mafw=mafw,
+        concurrency=concurrency,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        max_cost=max_cost,
+        price_in=price_in,
+        price_out=price_out,
+        picture_side=picture_side,
+        splits=split or ("train",),
+        sources=source or (),
+        per_class=per_class,
+        limit=limit,
+        shard=parse_shard(shard) if shard else None,
+        retry_rejected=retry_rejected,
+        json_mode=json_mode,
+    )
+    if dry_run:
+        from ferid_dataset.generate.estimate import dry_run
+
+        typer.echo(dry_run(order))
+        return
+    if batch or collect:
+        from ferid_dataset.generate import batch as batches
+
+        # Collected first: what is missing from batches that have ended is submitted again.
+        summaries = [run(order) for run, wanted in ((batches.collect, collect), (batches.submit, batch)) if wanted]
+        typer.echo(summaries[-1])
+        return
+
+    from ferid_dataset.generate.pipeline import generate
+
+    typer.echo(generate(order))
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="Conversations in LLaVA's form: JSON or JSON lines.")],
