@@ -6,8 +6,8 @@ A ROOT holds RAF-DB, AffectNet (CSV release), FERPlus, DFEW, FERV39k and MAFW in
 names. Further, smaller ROOTs show how the cost grows. Both builders read the annotation lists of fold 1, check that
 all media exist, and write the same rows of the config `category` as Parquet; the row-wise one does what a loading
 script usually does (csv, os.path.exists, a dict a row). Each build is a process of its own, in turn, with one thread a
-pool; its times are those of the build without the imports. Expected: at most 20 s of wall time, 1.5 GB, and 1/30 of
-the row-wise CPU time.
+pool; its times are those of the build without the imports. Aim: at most 20 s of wall time, 1.5 GB, and 1/30 of the
+row-wise CPU time; the last was not reached: 1/24 to 1/27 were measured.
 """
 
 import argparse

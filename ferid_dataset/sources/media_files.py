@@ -5,7 +5,7 @@
 
 A file that is missing, or that a symbolic link leads out of the folder, is a problem told in words. The folder itself
 may be a link: where a user keeps a dataset is their business, where a list leads to is ours. Files are not asked their
-size, which would double the time of a build: that a file is empty or broken is found by `verify.py`, which opens it.
+size, which adds half to the time of a build: that one is empty or broken is found by `verify.py`, which opens it.
 """
 
 import os
