@@ -168,7 +168,7 @@ def _config(config: str, names: Mapping[str, str], default: bool) -> dict[str, A
     return {"config_name": config, "data_files": data_files} | ({"default": True} if default else {})
 
 
-def _table(head: list[str], lines: Iterable[Iterable[Any]]) -> str:
+def table(head: list[str], lines: Iterable[Iterable[Any]]) -> str:
     cells = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(f'{c:,}' if isinstance(c, int) else c for c in line)} |" for line in cells)
 
@@ -180,7 +180,7 @@ def _rows_table(stats: Mapping[str, Any]) -> str:
         counts = [(source, splits) for source, splits in counts if splits]
         counts += [("**all**", total)] if len(counts) > 1 else []
         lines += [[config, source, *(splits.get(split, "-") for split in SPLITS)] for source, splits in counts]
-    return _table(["config", "source", *SPLITS], lines)
+    return table(["config", "source", *SPLITS], lines)
 
 
 def _labels_table(stats: Mapping[str, Any]) -> str:
@@ -195,7 +195,7 @@ def _labels_table(stats: Mapping[str, Any]) -> str:
         [source["source"], split, *(counts.get(label, "-") for label in labels), _ratio(source, split)]
         for source, split, counts in classes
     ]
-    return _table(["source", "split", *labels, "largest / smallest"], lines)
+    return table(["source", "split", *labels, "largest / smallest"], lines)
 
 
 def _ratio(source: Mapping[str, Any], split: str) -> str:

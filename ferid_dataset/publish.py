@@ -16,27 +16,21 @@ stopped. New files, the card and the removal of old files are one commit. What i
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils import tqdm
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
 from ferid_dataset.build import content_hash
 from ferid_dataset.dataset_card import LEAVES, contents, dataset_card, read_build_facts
 from ferid_dataset.errors import FeridError
+from ferid_dataset.hub_errors import check_login, check_name, hub_errors
 from ferid_dataset.stats import count_ferid, ferid_files
 
 MEDIA = {  # by name, how the paths of its columns in a Parquet file begin
@@ -108,7 +102,7 @@ def push_ferid(
     guarded = _check_request(out, repo, media, held, {source["source"] for source in stats["sources"]})
     api = HfApi()
     if not dry_run:
-        with _hub_errors(api, repo):
+        with hub_errors(api, repo):
             info = _open_repository(api, repo, private, guarded)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         work = Path(work)
@@ -129,15 +123,14 @@ def push_ferid(
             dry_run=dry_run,
         )
         if not dry_run:
-            with _hub_errors(api, repo):
+            with hub_errors(api, repo):
                 _commit(api, info, work, card, result)
     return result
 
 
 def _check_request(out: Path, repo: str, media: Collection[str], held: set[str], sources: set[str]) -> str | None:
     """Refuses what no repository may get; returns why it must be a private one, if so."""
-    if repo.count("/") != 1:
-        raise FeridError(f"{repo!r} is no name of a Hub repository: give user/name, such as user/ferid")
+    check_name(repo)
     if unknown := set(media) - set(MEDIA):
         raise FeridError(f"there is no {sorted(unknown)[0]!r} to publish: choose from {', '.join(MEDIA)}")
     if "embeddings" in media and "faces" not in media:
@@ -159,8 +152,7 @@ def _open_repository(api: HfApi, repo: str, private: bool, guarded: str | None) 
     Raises:
         FeridError: nobody is logged in, it is public and must not be, or it holds something else.
     """
-    if get_token() is None:
-        raise FeridError("there is no token for the Hub: run `hf auth login`, or set HF_TOKEN")
+    check_login(api)
     if guarded and not private:
         raise FeridError(f"{guarded}: add --private to push them to a private repository")
     try:
@@ -227,30 +219,3 @@ def _commit(api: HfApi, info: DatasetInfo, work: Path, card: str, result: Publis
         parent_commit=info.sha,  # refused if somebody else has committed since
     )
     result.commit = None if done.oid == info.sha else done.oid
-
-
-@contextmanager
-def _hub_errors(api: HfApi, repo: str) -> Iterator[None]:
-    """Turns what goes wrong between here and the Hub into a sentence."""
-    try:
-        yield
-    except HFValidationError as error:
-        raise FeridError(f"{repo!r} is no name that the Hub allows: use letters, digits, '-', '_' and '.'") from error
-    except OfflineModeIsEnabled as error:
-        raise FeridError("the Hub is switched off here: unset HF_HUB_OFFLINE to push") from error
-    except (HTTPError, RuntimeError) as error:
-        cause = error.__cause__ if type(error) is RuntimeError else error  # of an upload that did not come through
-        raise FeridError(_sentence(cause, api.endpoint, repo)) from error
-
-
-def _sentence(error: BaseException | None, endpoint: str, repo: str) -> str:
-    if not isinstance(error, HfHubHTTPError):
-        return f"{endpoint} cannot be reached ({error}): push again when it can, what has arrived is not sent again"
-    said = " ".join((error.server_message or str(error)).split())
-    return {
-        401: "the Hub does not know this token: run `hf auth login` again, or set HF_TOKEN",
-        403: f"this token may not write to {repo}: it needs write access to a user or organization that exists",
-        404: f"there is no {repo.split('/')[0]} on the Hub that this token may write to",
-        409: f"{repo} is being changed by somebody else: push again",
-        412: f"{repo} was changed by somebody else in the meantime: push again",
-    }.get(error.response.status_code, f"the Hub refuses {repo}: {said}")

@@ -1,8 +1,8 @@
-"""A Hub on the loopback interface: what publishing and loading a dataset needs of it, and as strict as the real one.
+"""A Hub on the loopback interface: what publishing and loading datasets and models needs, as strict as the real one.
 
     with FakeHub() as hub:
         client process with HF_ENDPOINT=hub.url HF_TOKEN=hf_writer HF_HUB_DISABLE_XET=1, set before it imports anything
-        hub.files("user/ferid") -> {"README.md": b"...", ...}
+        hub.files("user/ferid") -> {"README.md": b"...", ...}        hub.files("models/user/emo-llama") of a model
 
 A request that the real Hub would not understand (an unknown route, an upload that nobody announced, bytes that do not
 have the promised hash, ...) is noted in `hub.mistakes`, and leaving the block fails with them. Refusals that a client
@@ -25,6 +25,9 @@ import yaml
 TOKENS = {"hf_writer": "user", "hf_stranger": "stranger"}  # and the namespace that each may write to
 NAMESPACES = {"user", "stranger"}
 SEPARATORS = re.compile(rb"^---\s*$", re.M)
+LFS = (".parquet", ".safetensors")
+LICENCES = {"apache-2.0", "mit", "cc-by-nc-4.0", "llama2", "llama3", "other"}  # some of the Hub's
+BASE_MODEL_RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 
 
 class Refusal(Exception):
@@ -62,7 +65,7 @@ class FakeHub:
     """A server on a free port; a context manager."""
 
     def __init__(self):
-        self.repos: dict[str, Repo] = {}
+        self.repos: dict[str, Repo] = {}  # "user/ferid" is a dataset, "models/user/emo-llama" a model
         self.storage: dict[str, bytes] = {}  # LFS objects by their SHA-256
         self.announced: dict[str, int] = {}  # LFS objects that are to be uploaded, and their size
         self.requests: list[tuple[str, str]] = []
@@ -95,12 +98,39 @@ class FakeHub:
 
     def add_repo(self, name: str, private: bool = False, **files: bytes) -> Repo:
         self.repos[name] = Repo(private)
-        self.repos[name].commit({".gitattributes": b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"} | files)
+        attributes = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LFS)
+        self.repos[name].commit({".gitattributes": attributes.encode()} | files)
         return self.repos[name]
 
 
 def _uses_lfs(path: str) -> bool:
-    return path.endswith(".parquet")
+    return path.endswith(LFS)
+
+
+def _wrong_in_model_card(metadata: dict) -> list[str]:
+    """What the Hub would not take of a model card: github.com/huggingface/hub-docs, modelcard.md."""
+    wrong = []
+    if metadata.get("license") not in LICENCES:
+        wrong.append(f'"license" must be one of {sorted(LICENCES)}')
+    if metadata.get("license") == "other" and not metadata.get("license_name"):
+        wrong.append('"license_name" is required when "license" is "other"')
+    if "base_model" in metadata and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", metadata["base_model"]):
+        wrong.append('"base_model" must be the id of a model on the Hub')
+    if metadata.get("base_model_relation", "adapter") not in BASE_MODEL_RELATIONS:
+        wrong.append(f'"base_model_relation" must be one of {sorted(BASE_MODEL_RELATIONS)}')
+    for index in metadata.get("model-index", []):
+        if not isinstance(index.get("name"), str) or not index.get("results"):
+            wrong.append('"model-index" needs a name and results')
+        seen = set()
+        for result in index.get("results", []):
+            task, dataset, metrics = result["task"], result["dataset"], result["metrics"]
+            for place, keys in (("task", ("type",)), ("dataset", ("type", "name"))):
+                wrong += [f'"model-index.{place}.{key}" is required' for key in keys if not result[place].get(key)]
+            wrong += ['"metrics" needs type and value' for m in metrics if not m.get("type") or m.get("value") is None]
+            seen.add((task["type"], dataset["type"], dataset.get("config"), dataset.get("split")))
+        if len(seen) < len(index.get("results", [])):
+            wrong.append("two results of the same task, dataset, config and split")
+    return wrong
 
 
 def _git_sha(content: bytes) -> str:
@@ -120,16 +150,19 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FakeHub
     REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+    API = rf"/api/(?P<kind>datasets|models)/{REPO}"
+    FILES = rf"/(?P<kind>datasets/)?{REPO}"
     ROUTES = (
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("GET", rf"/api/datasets/{REPO}(/revision/(?P<revision>[^/]+))?", "info"),
-        ("GET", rf"/api/datasets/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-        ("POST", rf"/api/datasets/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
-        ("POST", rf"/datasets/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("GET", r"/api/whoami-v2", "whoami"),
+        ("GET", rf"{API}(/revision/(?P<revision>[^/]+))?", "info"),
+        ("GET", rf"{API}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+        ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", rf"{FILES}\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/storage/(?P<oid>[0-9a-f]{64})", "store"),
-        ("POST", rf"/api/datasets/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
-        ("GET", rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("POST", rf"{API}/commit/(?P<revision>[^/]+)", "commit"),
+        ("GET", rf"{FILES}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
         ("GET", r"/storage/(?P<oid>[0-9a-f]{64})", "fetch"),
     )
 
@@ -168,7 +201,10 @@ class _Handler(BaseHTTPRequestHandler):
             if wanted == method and (match := re.fullmatch(pattern, path)):
                 found = match.groupdict()
                 if "repo" in found:
-                    found["repo"] = self.repo(found["repo"], write=name in ("preupload", "lfs_batch", "commit"))
+                    models = "models/" if found.pop("kind") in (None, "models") else ""
+                    found["repo"] = self.repo(
+                        models + found["repo"], write=name in ("preupload", "lfs_batch", "commit")
+                    )
                 if "revision" in found:
                     found["revision"] = found["revision"] or "main"
                 self.hub.once.pop(name, lambda: None)()
@@ -187,11 +223,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def repo(self, name: str, write: bool) -> Repo:
         user, repo = self.user(), self.hub.repos.get(name)
-        if repo is None or (repo.private and user != name.split("/")[0]):  # which it never tells apart
+        owner = name.split("/")[-2]
+        if repo is None or (repo.private and user != owner):  # which it never tells apart
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
-        if write and user != name.split("/")[0]:
+        if write and user != owner:
             raise Refusal(403 if user else 401, "You have read access but not the required permissions")
-        repo.name = name
+        repo.name = name.removeprefix("models/")
         return repo
 
     def create(self, body: bytes):
@@ -203,19 +240,30 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "Namespace not found")
         if namespace != user:
             raise Refusal(403, f'You don\'t have the rights to create a dataset under the namespace "{namespace}"')
-        if request["type"] != "dataset":
-            raise Mistake(f"this is no dataset: {request}")
+        kind = request.get("type", "model")
+        if kind not in ("dataset", "model"):
+            raise Mistake(f"this is neither a dataset nor a model: {request}")
         name = f"{namespace}/{request['name']}"
-        if name in self.hub.repos:
-            raise Refusal(409, "You already created this dataset repo")
-        self.hub.add_repo(name, private=request.get("visibility") == "private")
-        return {"url": f"{self.hub.url}/datasets/{name}", "name": name, "id": "0"}
+        key, path = (f"models/{name}", name) if kind == "model" else (name, f"datasets/{name}")
+        if key in self.hub.repos:
+            raise Refusal(409, f"You already created this {kind} repo")
+        self.hub.add_repo(key, private=request.get("visibility") == "private")
+        return {"url": f"{self.hub.url}/{path}", "name": name, "id": "0"}
+
+    def whoami(self, body: bytes):
+        if (user := self.user()) is None:
+            raise Refusal(401, "Invalid username or password.")
+        return {"type": "user", "name": user, "auth": {"type": "access_token"}}
 
     def validate_yaml(self, body: bytes):
         request = json.loads(body)
-        metadata = yaml.safe_load(request["content"].split("---")[1])
-        if request["repoType"] != "dataset" or not isinstance(metadata["configs"], list):
-            raise Mistake(f"this is no card of a dataset: {metadata}")
+        metadata = yaml.safe_load(SEPARATORS.split(request["content"].encode())[1])
+        if request["repoType"] == "dataset":
+            if not isinstance(metadata["configs"], list):
+                raise Mistake(f"this is no card of a dataset: {metadata}")
+            return {"errors": [], "warnings": []}
+        if errors := [{"message": message} for message in _wrong_in_model_card(metadata)]:
+            return 400, {"Content-Type": "application/json"}, json.dumps({"errors": errors, "warnings": []}).encode()
         return {"errors": [], "warnings": []}
 
     def info(self, repo: Repo, revision: str, body: bytes):
@@ -227,8 +275,16 @@ class _Handler(BaseHTTPRequestHandler):
             "private": repo.private,
             "tags": [],
             "cardData": yaml.safe_load(card[1]) if len(card) > 2 else None,
-            "siblings": [{"rfilename": path} for path in sorted(files)],
+            "siblings": [self.sibling(path, files[path]) for path in sorted(files)],
         }
+
+    def sibling(self, path: str, content: bytes) -> dict:
+        if self.query.get("blobs", ["false"])[0].lower() not in ("true", "1"):
+            return {"rfilename": path}
+        entry = _entry(path, content)
+        if "lfs" in entry:
+            entry["lfs"]["sha256"] = entry["lfs"].pop("oid")
+        return {"rfilename": path, "blobId": entry["oid"], "size": entry["size"], "lfs": entry.get("lfs")}
 
     def tree(self, repo: Repo, revision: str, folder: str | None, body: bytes):
         _, files = repo.at(revision)
@@ -300,7 +356,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 raise Mistake(f"no such operation: {operation['key']} {path}")
         sha = repo.commit(files)
-        return {"commitUrl": f"{self.hub.url}/datasets/{repo.name}/commit/{sha}", "commitOid": sha}
+        kind = "" if self.hub.repos.get(f"models/{repo.name}") is repo else "datasets/"
+        return {"commitUrl": f"{self.hub.url}/{kind}{repo.name}/commit/{sha}", "commitOid": sha}
 
     def resolve(self, repo: Repo, revision: str, path: str, body: bytes):
         sha, files = repo.at(revision)
