@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ferid_dataset.errors import FeridError
+from ferid_dataset.evaluate.command import evaluate
 
 app = typer.Typer(
     name="ferid",
@@ -378,33 +379,122 @@ def push(
     typer.echo(push_ferid(out, repo, private=private, media=media or (), dry_run=dry_run))
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Option(help="Checkpoint or adapter: folder or Hub id.")],
-    data: Annotated[str, typer.Option(help="The folder that ferid build wrote, or a Hub id.", metavar="FERID")],
-    output: Annotated[Path, typer.Option(help="Folder of the results.", metavar="DIR")],
-    split: Annotated[str, typer.Option(help="Rows to predict.")] = "test",
-    source: Annotated[str | None, typer.Option(help="Only rows of this source, such as folder.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows that run together.", min=1)] = 16,
+@app.command("push-model")
+def push_model(
+    folder: Annotated[Path, typer.Argument(help="The adapter or checkpoint that train_sft.py wrote.")],
+    repo: Annotated[
+        str, typer.Argument(help="Model repository on the Hub, such as user/emo-llama.", metavar="REPO_ID")
+    ],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="A metrics.json of this model, for its card; can be repeated.", metavar="FILE"),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The whole model, with the adapter merged into its base.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="To a private repository.")] = False,
+    base_id: Annotated[
+        str | None,
+        typer.Option(help="Where on the Hub the adapter's base stands, if it is a folder here.", metavar="ID"),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="As the Hub spells it; the base's if it can be known, else other.", metavar="ID")
+    ] = None,
 ) -> None:
-    """Measure a model: WAR, UAR, recalls, and the confusion matrix."""
-    from rich.console import Console
-    from rich.table import Table
-    from transformers.utils import logging
+    """Publish a trained model on the Hub: weights, processor, code, and a card with what was measured."""
+    from ferid_dataset.push_model import push_model, read_results
 
-    from ferid_dataset.evaluate.run import evaluate
+    url = push_model(
+        folder,
+        repo,
+        recipe=None,
+        metrics=read_results(results or (), folder, repo),
+        merged=merged,
+        private=private,
+        base_id=base_id,
+        license=license,
+    )
+    name = "/".join(url.rsplit("/", 2)[1:])  # with the user, who need not have been given
+    typer.echo(f'{url}\nAutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)')
 
-    logging.disable_progress_bar()  # one bar, ours
-    metrics = evaluate(model, data, output, split=split, source=source, batch_size=batch_size)
-    table = Table("", "rate", "95 % interval", "n", title=metrics["measured_on"])
-    for key in ("war", "uar"):
-        low, high = metrics[f"{key}_ci95"]
-        table.add_row(key.upper(), f"{metrics[key]:.3f}", f"{low:.3f} to {high:.3f}", str(metrics["n"]))
-    table.add_row("invalid answers", f"{metrics['invalid_rate']:.3f}", "", str(metrics["n"]), end_section=True)
-    for label, row in metrics["recall"].items():
-        table.add_row(f"recall of {label}", f"{row['recall']:.3f}", "", str(row["n"]))
-    Console().print(table)
-    typer.echo(f"{output} holds metrics.json, predictions.jsonl and confusion_matrix.png.")
+
+app.command()(evaluate)
+
+
+@app.command()
+def metrics(
+    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl, or the folder of an evaluation.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.json and the confusion matrix (CSV, PNG).", metavar="DIR")
+    ] = None,
+) -> None:
+    """Compute the figures of an evaluation again, from its predictions alone."""
+    from ferid_dataset.evaluate.recompute import recompute
+    from ferid_dataset.evaluate.report_table import print_folds, print_metrics
+
+    figures = recompute(predictions, output)
+    if "folds" in figures:
+        print_folds(figures, figures["measured_on"])
+    else:
+        print_metrics(figures)
+    if output:
+        files = "a folder for each fold" if "folds" in figures else "confusion_matrix.csv and confusion_matrix.png"
+        typer.echo(f"{output} holds metrics.json, and {files}.")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Two or more: a predictions.jsonl, or the folder of an evaluation.", metavar="RUN..."),
+    ],
+    common: Annotated[
+        bool, typer.Option("--common", help="Only rows that all runs have, with the same label.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures, too.", metavar="FILE")] = None,
+) -> None:
+    """Say whether runs differ from the first one on the same rows: paired bootstrap and McNemar's test."""
+    from ferid_dataset.evaluate.compare import compare, read_runs
+    from ferid_dataset.evaluate.report_table import print_comparison
+
+    comparison = compare(read_runs(runs), common=common)
+    print_comparison(comparison)
+    if output:
+        output.write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@app.command()
+def quality(
+    answers: Annotated[Path, typer.Argument(help="answers.jsonl, or the folder of an evaluation.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for quality.json, quality.jsonl and the judge's replies.", metavar="DIR"),
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="Language model that judges, as its server calls it.")] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server; OPENAI_BASE_URL, else OpenAI's. OPENAI_API_KEY has the key."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests on the way at a time.", min=1)] = 8,
+    json_mode: Annotated[bool, typer.Option("--json-mode", help="For servers without structured outputs.")] = False,
+) -> None:
+    """Measure free answers: label support, ROUGE-L, and a judge if one is named."""
+    from ferid_dataset.evaluate.conversation_quality import measure_quality, read_answers, write_quality
+    from ferid_dataset.evaluate.report_table import print_quality
+
+    rows, verdicts = read_answers(answers), None
+    if judge:
+        from ferid_dataset.evaluate import judge as judging
+
+        if output is None:
+            raise FeridError("a judge's replies are kept, so that none is paid for twice: give a folder to --output")
+        verdicts = judging.judge(rows, judging.Order(judge, output / "judge.sqlite", base_url, concurrency, json_mode))
+    figures, lines = measure_quality(rows, verdicts.judgements if verdicts else None)
+    figures["judge"] = verdicts.as_facts() if verdicts else None
+    print_quality(figures)
+    if output:
+        write_quality(figures, lines, output)
+        typer.echo(f"{output} holds quality.json and quality.jsonl.")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ Folders, annotation lists and models spell expressions in many ways; every other
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from ferid_dataset.errors import FeridError
@@ -68,13 +69,19 @@ CLASSES: dict[str, tuple[str, ...]] = {
 LABEL_OF_WORD = {word: label for label in LABELS for word in (label, *SYNONYMS[label])}
 
 # A negation reaches from its word to the end of the clause: "does not look angry or sad, but calm" -> neutral.
-_CLAUSE_END = re.compile(r"[.,;:!?()\n]|\b(?:but|however|yet|because|although|though)\b")
+_CLAUSE_END = re.compile(r"[.,;:!?()\n]|(?<!anything )\bbut\b|\b(?:however|yet|because|although|though)\b")
 _NEGATION = re.compile(
     r"\b(?:not(?! (?:only|just))|no(?! doubt)|without(?! (?:a |any )?doubt)|never|neither|nor|none|non|un|cannot|"
-    r"lacks?|lacking|absence|rather than|instead of|\w+n't)\b"
+    r"lacks?|lacking|absence|rather than|instead of|\w+n't|hardly|scarcely|far from|anything but|"
+    r"(?:hard|difficult|impossible|unable) to (?:tell|say|know|see|judge|determine|identify)|"
+    r"un(?:clear|sure|certain) (?:if|whether))\b"
 )
 _WORD = re.compile(r"[^\W_]+")
 _COMPOUND = re.compile(r"_| and ")
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.S)
+_QUESTION = re.compile(r"(?:^|(?<=[.!?\n]))[^.!?\n]*\?")
+# Letters that are neither Latin nor punctuation or pictures: Greek to Georgian and beyond, CJK, Hangul.
+_OTHER_SCRIPT = re.compile(r"[\u0370-\u1dff\u1f00-\u1fff\u2e80-\u2fdf\u3040-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def canonical(name: str) -> str:
@@ -100,8 +107,14 @@ def parse_label(text: str, options: Iterable[str]) -> str | None:
     """The one label that an answer names, or None when it names none, several, or one that was not offered.
 
     Whole words count, in any case and with any punctuation ("unhappy" is not happiness). A mention that is negated
-    within its clause does not count ("not angry"). Two different labels, such as a listing of the options, are no
-    answer, unless a compound of just these was offered. The result is canonical, however the options are spelt.
+    within its clause does not count ("not angry", "hard to tell whether he is angry"). Two different labels, such as a
+    listing of the options, are no answer, unless a compound of just these was offered. Where a model thinks aloud in
+    <think> tags, or answers in <answer> tags, only the answer is read.
+
+    English is read, and the options are English. A clause with letters of another script is not understood, so that
+    neither a word of it nor its negation is guessed at: "快乐 (happiness)" is happiness, "不是 happiness" is None.
+
+    The result is canonical, however the options are spelt.
 
     Args:
         text: what the model wrote, such as "Happiness." or "The person is angry, not sad."
@@ -111,7 +124,18 @@ def parse_label(text: str, options: Iterable[str]) -> str | None:
         FeridError: an option is no expression that FERID knows.
     """
     offered = {frozenset(label.split(" and ")): label for label in map(canonical, options)}
-    return offered.get(frozenset(labels_in(affirmed(text))))
+    clauses = affirmed(_answer_in(text)).split(".")
+    return offered.get(frozenset(labels_in(".".join(each for each in clauses if not _OTHER_SCRIPT.search(each)))))
+
+
+def _answer_in(text: str) -> str:
+    """What a model answers, without its thoughts, its tags and the questions that it asks itself, in lower case."""
+    text = unicodedata.normalize("NFKC", text).casefold().replace("。", ".").replace("、", ",")
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    if tagged := _ANSWER.findall(text):
+        text = "\n".join(tagged)
+    answers_itself = _WORD.search(text.rpartition("?")[2])  # "Anger? No, disgust.", but not "Anger? Fear?"
+    return _QUESTION.sub(" ", text) if answers_itself else text
 
 
 def affirmed(text: str) -> str:

@@ -16,11 +16,15 @@ from transformers.utils import find_adapter_config_file
 from . import EmoLlamaForConditionalGeneration, EmoLlamaProcessor
 
 
-def load_checkpoint(name: str | Path) -> tuple[EmoLlamaForConditionalGeneration, EmoLlamaProcessor]:
-    """The model, in eval mode, as it was saved and on the GPU if there is one, and its processor.
+def load_checkpoint(
+    name: str | Path, device: str | torch.device | None = None, dtype: str = "auto"
+) -> tuple[EmoLlamaForConditionalGeneration, EmoLlamaProcessor]:
+    """The model, in eval mode, and its processor.
 
     Args:
         name: a checkpoint folder (`config.json`), an adapter folder (`adapter_config.json`) or the Hub id of either.
+        device: the GPU if there is one, else the CPU.
+        dtype: "bfloat16" or the like; "auto" is as it was saved.
 
     Raises:
         ValueError: `name` is nothing of the kind, is another kind of model, or its files are not whole.
@@ -33,11 +37,11 @@ def load_checkpoint(name: str | Path) -> tuple[EmoLlamaForConditionalGeneration,
     if model_type != "emo_llama":
         raise ValueError(f"{base} is a {model_type!r} and no EMO-LLaMA: make one with `emo-llama create`")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{name} is not whole, copy or make it again ({_line(error)})") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
 
 
 def base_checkpoint(name: str | Path) -> str:

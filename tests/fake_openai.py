@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 KEY = "sk-fake-key-of-the-tests"
-MODELS = {"writer", "describer"}
-PARAMETERS = {"model", "messages", "response_format"}
+MODELS = {"writer", "describer", "judge"}
+PARAMETERS = {"model", "messages", "response_format", "temperature"}
 LINES, BYTES = 50_000, 200_000_000  # of a batch file
 ADJECTIVES = {"surprise": "surprised", "fear": "fearful", "disgust": "disgusted", "happiness": "happy"}
 ADJECTIVES |= {"sadness": "sad", "anger": "angry", "neutral": "neutral", "contempt": "contemptuous"}
@@ -280,13 +280,18 @@ class FakeOpenAI:
         """Checks a chat request, and returns what tells its sample and stage from others."""
         if unknown := set(body) - PARAMETERS:
             raise Mistake(f"Unrecognized request argument supplied: {unknown}")
-        system, user = body["messages"]
+        system, user = (
+            body["messages"] if len(body["messages"]) > 1 else ({"role": "system", "content": ""}, *body["messages"])
+        )
         if (system["role"], user["role"]) != ("system", "user") or not isinstance(system["content"], str):
-            raise Mistake("messages must be a system and a user message")
-        text, *pictures = user["content"]
-        if set(text) != {"type", "text"} or text["type"] != "text" or not pictures:
-            raise Mistake("a text part and pictures are wanted")
+            raise Mistake("messages must be a user message, and perhaps a system message before it")
+        text, *pictures = sorted(user["content"], key=lambda part: part["type"] != "text")
+        sees = "You see no picture" not in system["content"]  # as a judge of texts is told
+        if set(text) != {"type", "text"} or text["type"] != "text" or bool(pictures) != sees:
+            raise Mistake("a text part is wanted, and pictures but for a judge")
         digest = hashlib.sha256(b"format" if "response_format" in body else b"")
+        if not sees:
+            digest.update(text["text"].encode())
         for picture in pictures:
             if set(picture) != {"type", "image_url"} or picture["type"] != "image_url":
                 raise Mistake(f"no picture: {picture['type']}")

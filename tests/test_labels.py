@@ -1,7 +1,9 @@
 """The words for expressions: synonyms to labels, answers to labels."""
 
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferid_dataset.errors import FeridError
@@ -75,6 +77,90 @@ def test_parse_label(text, label):
     assert parse_label(text, SEVEN) == label
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        # negated
+        ("not angry", None),
+        ("NOT ANGRY", None),
+        ("unhappy, not sad", None),
+        ("I think happiness, not sadness", "happiness"),
+        ("I don't think he is happy; he is sad.", "sadness"),
+        ("Not only sad but angry", None),
+        ("far from happy", None),
+        ("anything but happy", None),
+        ("hardly a happy face", None),
+        # two, or all
+        ("sadness/anger", None),
+        ("happy, but also surprised", None),
+        ("It's a sad, sad face.", "sadness"),
+        ("surprised (shocked)", "surprise"),
+        ("1. surprise 2. fear", None),
+        ("Options: " + "; ".join(SEVEN) + ".", None),
+        ("\n".join(f"- {label}" for label in SEVEN), None),
+        ("Anger? Fear?", None),
+        ("Anger? No, disgust.", "disgust"),
+        ("Is the person happy? No.", None),
+        ("What is it? Fear!", "fear"),
+        ("Sadness?", "sadness"),
+        # refusals
+        ("I'm unable to determine if the person is happy.", None),
+        ("It is impossible to tell whether this is fear.", None),
+        ("It is hard to say whether the person is sad.", None),
+        ("It is unclear if the person is sad.", None),
+        ("As an AI, I cannot identify emotions such as anger.", None),
+        ("None of the above", None),
+        ("The expression is hard to read, but I see anger.", "anger"),
+        # other models' forms
+        ("<answer>happiness</answer>", "happiness"),
+        ("<ANSWER> Sad </ANSWER>", "sadness"),
+        ("<think>Sad or angry? The brows are low.</think>\n<answer>anger</answer>", "anger"),
+        ("<think>Could be sad.</think>Happiness.", "happiness"),
+        ("sad or angry, the brows are low</think> anger", "anger"),  # a template that opens the thought itself
+        ("<think>Could be sad, no, the person", None),  # cut off
+        ("The brows are sad. <answer>fear", "fear"),
+        ("<answer>happy or sad</answer>", None),
+        ("<answer></answer>", None),
+        ('{"emotion": "Happiness", "confidence": 0.9}', "happiness"),
+        ('```json\n["sadness"]\n```', "sadness"),
+        ('{"happiness": 0.9, "sadness": 0.1}', None),
+        ("**Happiness**", "happiness"),
+        ("# Answer: `anger`", "anger"),
+        ("_fearful_", "fear"),
+        ("\\boxed{anger}", "anger"),
+        ("Happiness 😊", "happiness"),
+        ("hApPy!!!...", "happiness"),
+        ("ＨＡＰＰＹ", "happiness"),
+        # other languages
+        ("高兴", None),
+        ("悲しみ", None),
+        ("행복", None),
+        ("грусть", None),
+        ("سعيد", None),
+        ("la tristesse", None),
+        ("Freude", None),
+        ("alegría", None),
+        ("不是 happiness", None),
+        ("答案是 happiness", None),
+        ("答案：happiness。", "happiness"),
+        ("快乐（happiness）", "happiness"),
+        ("Not anger。Happiness。", "happiness"),
+        ("a naïve, happy face", "happiness"),
+        # words of many meanings
+        ("normal", None),
+        ("none", None),
+        ("fearless, joyless", None),
+    ],
+)
+def test_what_other_models_write(text, label):
+    assert parse_label(text, SEVEN) == label
+
+
+def test_options_in_other_languages_are_an_error():
+    with pytest.raises(FeridError, match="'高兴' is no expression that FERID knows"):
+        parse_label("高兴", ["高兴", "悲伤"])
+
+
 def test_options_in_a_sources_own_words():
     assert parse_label("joy", ["sadness", "joy"]) == "happiness"
     assert parse_label("Happiness", ["sadness", "joy"]) == "happiness"
@@ -108,6 +194,46 @@ def test_a_part_of_a_word_is_no_answer(label_and_word, letters):
             assert parse_label(word, SEVEN) is None
 
 
-@given(st.text(), st.sets(st.sampled_from(LABELS)))
+PIECES = [word for _, word in WORDS] + ["not ", "n't", "un", "<think>", "</think>", "<answer>", "</answer>", "but "]
+PIECES += [
+    '{"',
+    '": ',
+    "**",
+    "\n",
+    ". ",
+    ", ",
+    "? ",
+    "。",
+    "不是",
+    "É",
+    "ß",
+    "İ",
+    "\ud800",
+    "_",
+    " and ",
+    "’",
+    "\x00",
+    " ",
+]
+
+
+@given(
+    st.text() | st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30).map("".join),
+    st.sets(st.sampled_from(LABELS)),
+)
+@settings(max_examples=500, deadline=None)
 def test_any_text_gives_an_option_or_none(text, options):
     assert parse_label(text, options) in options | {None}
+
+
+@given(st.sampled_from(WORDS), st.text(max_size=200))
+def test_a_thought_does_not_change_the_answer(label_and_word, thought):
+    label, word = label_and_word
+    assert parse_label(f"<think>{thought}</think><answer>{word}</answer>", SEVEN) == label
+
+
+@pytest.mark.parametrize("piece", ["a", "?", "<think>", "<answer>", "not ", "happy ", "un-", "a?", "</think>", "n't"])
+def test_long_answers_are_read_in_no_time(piece):
+    start = time.process_time()
+    parse_label(piece * (200_000 // len(piece)), SEVEN)
+    assert time.process_time() - start < 1

@@ -147,9 +147,22 @@ class Journal:
         query = "SELECT id, attempt, rules, split, label FROM replies WHERE stage = ? ORDER BY rowid"
         return {id_: make_attempt(*rest) for id_, *rest in self._db.execute(query, (stage,))}
 
+    def last_replies(self, stage: str) -> dict[str, Reply]:
+        """The last reply to each sample, whole."""
+        query = f"SELECT {_COLUMNS} FROM replies WHERE stage = ? ORDER BY rowid"
+        return {reply.id: reply for reply in map(Reply._make, self._db.execute(query, (stage,)))}
+
     def descriptions(self) -> dict[str, str]:
         """The accepted description of each clip that has one."""
-        return dict(self._db.execute("SELECT id, text FROM replies WHERE stage = 'description' AND rules = ''"))
+        return self.texts("description")
+
+    def texts(self, stage: str) -> dict[str, str]:
+        """The accepted text of each sample that has one, of a stage of which a sample has but one."""
+        return dict(self._db.execute("SELECT id, text FROM replies WHERE stage = ? AND rules = ''", (stage,)))
+
+    def models(self, stage: str) -> dict[str, str]:
+        """Who wrote these, as the server calls it."""
+        return dict(self._db.execute("SELECT id, model FROM replies WHERE stage = ? AND rules = ''", (stage,)))
 
     def splits(self) -> list[tuple[str, str]]:
         """(source, split) of all that have an accepted conversation."""
