@@ -90,7 +90,7 @@ class EmoLlamaPreTrainedModel(PreTrainedModel):
         if isinstance(module, FaceInfoMining):
             for parameter in (module.queries, module.evidence_kind, module.no_face):
                 nn.init.normal_(parameter, std=0.1)
-            for statistic in ("shape", "embedding"):
+            for statistic in ("shape", "embedding", "region"):
                 nn.init.zeros_(getattr(module, f"{statistic}_mean"))
                 nn.init.ones_(getattr(module, f"{statistic}_std"))
         elif isinstance(module, ContextToken):
@@ -336,6 +336,8 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, tokens, modality)
             inputs_embeds = inputs_embeds.masked_scatter(mask, tokens)
 
+        if past_key_values is None and is_packed(position_ids, attention_mask):
+            kwargs["use_cache"] = False  # with a cache, transformers would let the samples see each other
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -351,6 +353,22 @@ class EmoLlamaModel(EmoLlamaPreTrainedModel):
             image_hidden_states=features.get("image"),
             video_hidden_states=features.get("video"),
         )
+
+
+def is_packed(position_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a row holds several samples: positions that begin anew among its tokens, `(batch, sequence)`.
+
+    Raises:
+        ValueError: it does, and there is an `attention_mask` for each token, which joins what should be apart.
+    """
+    if position_ids is None or (attention_mask is not None and attention_mask.shape != position_ids.shape):
+        return False  # a mask of four dimensions says itself who sees whom
+    begins = position_ids.diff(dim=-1) != 1
+    if attention_mask is None:
+        return bool(begins.any())
+    if (begins & attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()).any():
+        raise ValueError("position_ids begin anew within a row, so it holds several samples: leave attention_mask out")
+    return False
 
 
 class EmoLlamaForConditionalGeneration(EmoLlamaPreTrainedModel, GenerationMixin):

@@ -15,7 +15,6 @@ from datasets import load_dataset
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from trl.trainer import utils as trl_utils
 
 import train_sft
@@ -23,6 +22,7 @@ from ferid_dataset.build import build_ferid
 from ferid_dataset.collate import FeridCollator, to_chat
 from ferid_dataset.drawn_faces import draw_face
 from ferid_dataset.labels import LABELS
+from ferid_dataset.train.arguments import read_recipe
 
 ROOT = Path(train_sft.__file__).parent
 NEW_MODULES = ("context_attention", "multi_modal_projector", "face_info_mining", "token_gain")
@@ -176,16 +176,15 @@ def run_here(tiny_checkpoint, ferid, tmp_path_factory):
     output = tmp_path_factory.mktemp("here") / "adapter"
     trainers = []
 
-    class Recorded(train_sft.SFTTrainer):
+    class Recorded(train_sft.FeridTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             trainers.append(self)
 
     def run(**changes):
-        parser = TrlParser((ScriptArguments, train_sft.StageArguments, SFTConfig, ModelConfig))
-        arguments = parser.parse_args_and_config(recipe(tiny_checkpoint, ferid, output, **changes))
+        arguments = read_recipe(recipe(tiny_checkpoint, ferid, output, **changes))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_sft, "SFTTrainer", Recorded)
+            patch.setattr(train_sft, "FeridTrainer", Recorded)
             patch.setattr(trl_utils, "_use_triton", trl_utils._use_triton)  # is put back
             train_sft.main(*arguments)
         return trainers[-1]
@@ -270,18 +269,40 @@ def test_collator_makes_the_processors_tensors(processor, rows):
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "split", "sentence"),
+    ("changes", "sentence"),
     [
-        ("empty", "ferid", "train", "is no checkpoint that can be read: make one with `emo-llama create"),
-        ("tiny", "empty", "train", "is no FERID with the config category: make one with `ferid build"),
-        ("tiny", "ferid", "test", "has no split test, only train"),
+        ({"model_name_or_path": "EMPTY"}, "is no checkpoint that can be read: make one with `emo-llama create"),
+        ({"dataset_name": "EMPTY"}, "is no FERID with the config category: make one with `ferid build"),
+        ({"dataset_config": "conversation"}, "is no FERID with the config conversation: build it with the conversat"),
+        ({"dataset_train_split": "test"}, "has no split test, only train"),
+        ({"validate_steps": 1}, "has no split validation, only train; --validate_split names another"),
+        (
+            {"data_mix": "category=0.7,conversations=0.3"},
+            "'conversations' is no config of FERID; write it as category",
+        ),
+        ({"data_mix": "category=1,category=2"}, "'category' comes twice"),
+        ({"data_mix": "category=-1"}, "the weight '-1' of category is no number above 0"),
+        ({"balance": 2}, "--balance 2 is out of range"),
+        ({"dtype": "bloat16"}, "argument --dtype: invalid choice: 'bloat16'"),
+        ({"lerning_rate": 1}, "there is no setting 'lerning_rate': did you mean learning_rate?"),
+        ({"learning_rate": "fast"}, "argument --learning_rate"),
+        ({"use_cpu": "false", "bf16": "false"}, "this recipe wants a GPU, and torch sees none here"),
+        ({"use_cpu": "false"}, "this recipe wants a GPU, and torch sees none here"),
+        ({"load_in_4bit": "true"}, "this recipe wants a GPU, and torch sees none here"),
+        ({"lora_modules_to_save": "token_gain"}, "align_epochs trains context_attention, face_info_mining"),
+        (
+            {"use_peft": "false", "align_epochs": 0, "trained_modules": "projector"},
+            "the model has no part 'projector'",
+        ),
+        ({"pack_tokens": 16}, "tokens, more than the 16 of a pack"),
     ],
 )
-def test_a_mistake_is_one_sentence(model, data, split, sentence, tiny_checkpoint, ferid, tmp_path, capsys):
-    folders = {"empty": tmp_path, "tiny": tiny_checkpoint, "ferid": ferid}
-    script = ScriptArguments(dataset_name=str(folders[data]), dataset_config="category", dataset_train_split=split)
-    with pytest.raises(SystemExit) as stop:
-        train_sft.load(script, ModelConfig(model_name_or_path=str(folders[model]), attn_implementation="eager"))
-    assert stop.value.code == 2
+def test_a_mistake_is_one_sentence(changes, sentence, tiny_checkpoint, ferid, tmp_path, capsys, monkeypatch):
+    if torch.accelerator.is_available() and "wants a GPU" in sentence:
+        pytest.skip("there is a GPU")
+    changes = {name: tmp_path if value == "EMPTY" else value for name, value in changes.items()}
+    words = recipe(tiny_checkpoint, ferid, tmp_path / "adapter", **changes)
+    monkeypatch.setattr("sys.argv", ["train_sft.py", *words])
+    assert train_sft.run() == 2
     words = capsys.readouterr().err.strip().splitlines()[-1]
     assert words.startswith("train_sft: ") and sentence in words
