@@ -30,6 +30,7 @@ import modeling_emo_llama  # noqa: F401  registers the classes
 from ferid_dataset.align import align
 from ferid_dataset.collate import FeridCollator, rows_for
 from ferid_dataset.errors import FeridError
+from ferid_dataset.push_model import check_push
 from ferid_dataset.train.arguments import StageArguments, read_recipe
 from ferid_dataset.train.data import load_split, load_training_rows, load_validation_rows
 from ferid_dataset.train.lengths import token_lengths
@@ -107,6 +108,10 @@ def main(
 ) -> None:
     checkpoint = last_checkpoint(training_args.output_dir)
     push, training_args.push_to_hub = training_args.push_to_hub, False  # once, at the end, and by ourselves
+    name = (training_args.hub_model_id or Path(training_args.output_dir).name) if push else None
+    if name:  # what could not be pushed is told before the training
+        base = model_args.model_name_or_path if model_args.use_peft else None
+        check_push(None, name, base=base, merged=stage_args.push_merged, token=training_args.hub_token)
     first = training_args.process_index == 0
 
     # Load
@@ -163,7 +168,6 @@ def main(
     metrics = []
     if validation and validation.metrics:
         metrics = [validation_metrics(validation.metrics, script_args, stage_args, validation_rows)]
-    name = (training_args.hub_model_id or Path(training_args.output_dir).name) if push else None
     finish(trainer, recipe, metrics, push=name, merged=stage_args.push_merged)
     trainer.end()
 

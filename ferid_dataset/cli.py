@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ferid_dataset.errors import FeridError
-from ferid_dataset.evaluate.command import evaluate
+from ferid_dataset.evaluate.commands import compare, evaluate, metrics, quality
 
 app = typer.Typer(
     name="ferid",
@@ -418,83 +418,8 @@ def push_model(
     typer.echo(f'{url}\nAutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)')
 
 
-app.command()(evaluate)
-
-
-@app.command()
-def metrics(
-    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl, or the folder of an evaluation.")],
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.json and the confusion matrix (CSV, PNG).", metavar="DIR")
-    ] = None,
-) -> None:
-    """Compute the figures of an evaluation again, from its predictions alone."""
-    from ferid_dataset.evaluate.recompute import recompute
-    from ferid_dataset.evaluate.report_table import print_folds, print_metrics
-
-    figures = recompute(predictions, output)
-    if "folds" in figures:
-        print_folds(figures, figures["measured_on"])
-    else:
-        print_metrics(figures)
-    if output:
-        files = "a folder for each fold" if "folds" in figures else "confusion_matrix.csv and confusion_matrix.png"
-        typer.echo(f"{output} holds metrics.json, and {files}.")
-
-
-@app.command()
-def compare(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Two or more: a predictions.jsonl, or the folder of an evaluation.", metavar="RUN..."),
-    ],
-    common: Annotated[
-        bool, typer.Option("--common", help="Only rows that all runs have, with the same label.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures, too.", metavar="FILE")] = None,
-) -> None:
-    """Say whether runs differ from the first one on the same rows: paired bootstrap and McNemar's test."""
-    from ferid_dataset.evaluate.compare import compare, read_runs
-    from ferid_dataset.evaluate.report_table import print_comparison
-
-    comparison = compare(read_runs(runs), common=common)
-    print_comparison(comparison)
-    if output:
-        output.write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@app.command()
-def quality(
-    answers: Annotated[Path, typer.Argument(help="answers.jsonl, or the folder of an evaluation.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for quality.json, quality.jsonl and the judge's replies.", metavar="DIR"),
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="Language model that judges, as its server calls it.")] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(help="OpenAI-compatible server; OPENAI_BASE_URL, else OpenAI's. OPENAI_API_KEY has the key."),
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests on the way at a time.", min=1)] = 8,
-    json_mode: Annotated[bool, typer.Option("--json-mode", help="For servers without structured outputs.")] = False,
-) -> None:
-    """Measure free answers: label support, ROUGE-L, and a judge if one is named."""
-    from ferid_dataset.evaluate.conversation_quality import measure_quality, read_answers, write_quality
-    from ferid_dataset.evaluate.report_table import print_quality
-
-    rows, verdicts = read_answers(answers), None
-    if judge:
-        from ferid_dataset.evaluate import judge as judging
-
-        if output is None:
-            raise FeridError("a judge's replies are kept, so that none is paid for twice: give a folder to --output")
-        verdicts = judging.judge(rows, judging.Order(judge, output / "judge.sqlite", base_url, concurrency, json_mode))
-    figures, lines = measure_quality(rows, verdicts.judgements if verdicts else None)
-    figures["judge"] = verdicts.as_facts() if verdicts else None
-    print_quality(figures)
-    if output:
-        write_quality(figures, lines, output)
-        typer.echo(f"{output} holds quality.json and quality.jsonl.")
+for command in (evaluate, metrics, compare, quality):
+    app.command()(command)
 
 
 def main() -> None:

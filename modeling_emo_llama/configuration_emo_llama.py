@@ -52,6 +52,8 @@ class EmoLlamaFaceConfig(PreTrainedConfig):
             each of the seven pieces of evidence about the largest face (two global, five local).
         hidden_size (`int`, defaults to 256), num_layers (`int`, defaults to 2), num_attention_heads (`int`, defaults
             to 4), dropout (`float`, defaults to 0.1): the clue aggregator, a transformer decoder.
+        evidence_dropout (`float`, defaults to 0.3): share of each prior's standardised numbers that a training step
+            leaves out. There are many of them and few faces, and no single one is to be relied on.
     """
 
     model_type = "emo_llama_face"
@@ -65,6 +67,7 @@ class EmoLlamaFaceConfig(PreTrainedConfig):
     num_layers: int = 2
     num_attention_heads: int = 4
     dropout: float = 0.1
+    evidence_dropout: float = 0.3
 
     def __post_init__(self, **kwargs):
         if self.num_landmarks not in LANDMARK_REGIONS:

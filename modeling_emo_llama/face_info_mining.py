@@ -66,11 +66,17 @@ class FaceInfoMining(nn.Module):
         self.register_buffer("shape_std", torch.ones(face.num_landmarks, 2))
         self.register_buffer("embedding_mean", torch.zeros(face.embedding_size))
         self.register_buffer("embedding_std", torch.ones(face.embedding_size))
+        # The same of what the vision tower shows there: a mouth's corner looks unlike a jaw, whatever it expresses.
+        channels = config.vision_config.hidden_size
+        self.register_buffer("region_mean", torch.zeros(len(self.regions), channels))
+        self.register_buffer("region_std", torch.ones(len(self.regions), channels))
 
         self.visual_norm = nn.LayerNorm(config.vision_config.hidden_size)
         self.visual = nn.Linear(config.vision_config.hidden_size, width)
         self.embedding = nn.Linear(face.embedding_size, width) if config.use_global_branch else None
         self.shapes = nn.ModuleDict({name: nn.Linear(2 * len(p), width) for name, p in self.regions.items()})
+        self.looks = nn.ModuleDict({name: nn.Linear(channels, width) for name in self.regions})
+        self.evidence_dropout = nn.Dropout(face.evidence_dropout)
         self.evidence_kind = nn.Parameter(torch.zeros(2 * config.use_global_branch + len(self.regions), width))
         self.no_face = nn.Parameter(torch.zeros(1, 1, width))
 
@@ -89,23 +95,42 @@ class FaceInfoMining(nn.Module):
         self.embedding_mean.copy_(embeddings.mean(0))
         self.embedding_std.copy_(embeddings.std(0).clamp_min(1e-3))
 
-    def mine(self, patches, boxes, landmarks, embeddings) -> torch.Tensor:
-        """The evidence about each face, one face a row: `(faces, 2 + regions, width)`."""
+    def set_region_statistics(self, features: torch.Tensor) -> None:
+        """Standardise what the vision tower shows of each region by these: `(faces, regions, channels)`."""
+        self.region_mean.copy_(features.mean(0))
+        self.region_std.copy_(features.std(0).clamp_min(1e-3))
+
+    def see_regions(self, patches: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        """The vision tower's features, averaged over the points of each region: `(faces, regions, channels)`.
+
+        Args:
+            patches (`torch.Tensor` of shape `(faces, side, side, channels)`).
+            landmarks (`torch.Tensor` of shape `(faces, points, 2)`): x, y in 0..1 of the picture.
+        """
+        at_points = sample_patches(patches, landmarks)
+        return torch.stack([at_points[:, points].mean(1) for points in self.regions.values()], 1)
+
+    def mine(self, seen, patches, boxes, landmarks, embeddings) -> torch.Tensor:
+        """The evidence about each face, one face a row: `(faces, 2 + regions, width)`.
+
+        `seen` is the grid of the vision tower's own features, `patches` that of the projected ones.
+        """
         evidence = []
         if self.embedding:  # the global branch
             ticks = (torch.arange(self.box_grid, device=boxes.device, dtype=boxes.dtype) + 0.5) / self.box_grid
             inside = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1).view(1, -1, 2)
             inside = boxes[:, None, :2] + inside * (boxes[:, None, 2:] - boxes[:, None, :2])
             region = sample_patches(patches, inside).mean(1)
-            identity = self.embedding((embeddings - self.embedding_mean) / self.embedding_std)
-            evidence = [identity.to(patches.dtype), region]
+            identity = (embeddings - self.embedding_mean) / self.embedding_std
+            evidence = [self.embedding(self.evidence_dropout(identity.to(patches.dtype))), region]
 
         if self.regions:  # the local branch
-            shape = ((upright_shape(landmarks) - self.shape_mean) / self.shape_std).clamp(-6, 6)
-            at_points = sample_patches(patches, landmarks)
+            shape = ((upright_shape(landmarks) - self.shape_mean) / self.shape_std).clamp(-6, 6).to(patches.dtype)
+            looks = (self.see_regions(seen, landmarks) - self.region_mean) / self.region_std
+            shape, looks = self.evidence_dropout(shape), self.evidence_dropout(looks.to(patches.dtype))
             evidence += [
-                self.shapes[name](shape[:, points].flatten(1).to(patches.dtype)) + at_points[:, points].mean(1)
-                for name, points in self.regions.items()
+                self.shapes[name](shape[:, points].flatten(1)) + self.looks[name](look)
+                for (name, points), look in zip(self.regions.items(), looks.unbind(1), strict=True)
             ]
         return torch.stack(evidence, 1) + self.evidence_kind
 
@@ -129,11 +154,12 @@ class FaceInfoMining(nn.Module):
             `torch.Tensor` of shape `(pictures, num_clue_tokens, language width)`.
         """
         pictures, faces = face_mask.shape
-        patches = self.visual(self.visual_norm(patches))  # (pictures, side * side, width)
         side = round(patches.shape[1] ** 0.5)
+        seen = patches.view(pictures, side, side, -1).repeat_interleave(faces, 0)
+        patches = self.visual(self.visual_norm(patches))  # (pictures, side * side, width)
         grid = patches.view(pictures, side, side, -1).repeat_interleave(faces, 0)
         evidence = self.mine(
-            grid, face_boxes.flatten(0, 1), face_landmarks.flatten(0, 1), face_embeddings.flatten(0, 1)
+            seen, grid, face_boxes.flatten(0, 1), face_landmarks.flatten(0, 1), face_embeddings.flatten(0, 1)
         )
         evidence = evidence.view(pictures, faces, *evidence.shape[1:])
         evidence = torch.where(face_mask[:, :, None, None], evidence, 0.0)

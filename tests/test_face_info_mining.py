@@ -137,6 +137,13 @@ def test_statistics_standardise_the_priors(mining):
         torch.testing.assert_close(seen[name].std(0), torch.ones(width), atol=0.05, rtol=0)
 
 
+def test_evidence_is_dropped_out_in_training_alone(mining):
+    mining, inputs = copy.deepcopy(mining), priors(2, 1)
+    torch.testing.assert_close(mining(**inputs), mining(**inputs), atol=0, rtol=0)
+    mining.evidence_dropout.train()
+    assert (mining(**inputs) - mining(**inputs)).abs().max() > 1e-3
+
+
 def test_gradients_reach_every_parameter_at_once(mining):
     mining = copy.deepcopy(mining)
     inputs = priors(2, 1)
