@@ -182,10 +182,10 @@ def main() -> None:
     variants = [name for name in args.variants if name != "no-attributes" or knows_attributes(rows)]
     if len(variants) < len(args.variants):
         print("No age, gender or race is known of these pictures, so nothing is said of them: no-attributes is full.")
-    runs = {name: [] for name in variants}
-    for seed in args.seeds:
-        for name in variants:
-            runs[name].append(run_once(output / f"{name}-{seed}", ferid, seed, VARIANTS[name]))
+    runs = {
+        name: [run_once(output / f"{name}-{seed}", ferid, seed, VARIANTS[name]) for seed in args.seeds]
+        for name in variants
+    }
     results = measure(runs, *best_probe(output, ferid, output / f"checkpoint-{args.seeds[0]}"))
     results["minutes"] = {
         run.parent.name: json.loads(run.read_text()) for run in sorted(output.glob("*/minutes.json"))
