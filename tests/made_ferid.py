@@ -1,6 +1,7 @@
 """Built FERIDs for the tests of generation: every picture is another, so that a server can tell samples apart."""
 
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,12 @@ def write_ferid(out: Path, samples: list[dict]) -> Path:
     out.mkdir(parents=True)
     files = []
     for split, shards in instruct(pa.Table.from_pylist(samples, SAMPLES), "category").items():
-        with pq.ParquetWriter(out / f"{split}.parquet", FEATURES.arrow_schema) as writer:
+        # `datasets` takes a file of a name that it knows, in a folder of a name that it knows, from its cache
+        name = f"{split}-{uuid.uuid4().hex}.parquet"
+        with pq.ParquetWriter(out / name, FEATURES.arrow_schema) as writer:
             for shard in shards:
                 writer.write_table(to_rows(shard).cast(FEATURES.arrow_schema))
-        files.append({"split": split, "path": f"{split}.parquet"})
+        files.append({"split": split, "path": name})
     card = DatasetCardData(configs=[{"config_name": "category", "data_files": files}])
     (out / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n", encoding="utf-8")
     return out

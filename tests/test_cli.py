@@ -94,7 +94,7 @@ def assert_sentence(result, name, *parts):
 def test_create_says_where_it_lies_and_how_large_it_is(emo_llama, tmp_path):
     code, out, _ = emo_llama("create", tmp_path / "new", "--preset", "tiny-random", "--compress-type", "mean")
     assert code == 0
-    assert f"{tmp_path / 'new'} holds an EMO-LLaMA: 2.4M parameters, 9 MB" in out
+    assert f"{tmp_path / 'new'} holds an EMO-LLaMA: 2.5M parameters, 10 MB" in out
     assert json.loads((tmp_path / "new/config.json").read_text())["compress_type"] == "mean"
 
 
@@ -164,7 +164,7 @@ def test_ask_an_adapter(emo_llama, files, tiny_checkpoint, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     model, processor = load_checkpoint.load_checkpoint(tiny_checkpoint)
-    adapted = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False))
+    adapted = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*_proj", init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     processor.save_pretrained(tmp_path / "adapter")
     assert load_checkpoint.base_checkpoint(tmp_path / "adapter") == str(tiny_checkpoint)

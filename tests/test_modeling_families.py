@@ -61,7 +61,7 @@ def toy(text: str = "llama", tower: str = "dinov2", **changes) -> EmoLlamaForCon
         vision_config=vision_config,
         text_config=text_config,
         qformer_config=qformer_config,
-        face_config={"hidden_size": 32, "embedding_size": 16, "max_faces": 2, "dropout": 0.0},
+        face_config={"hidden_size": 32, "embedding_size": 16, "max_faces": 2, "dropout": 0.0, "evidence_dropout": 0.0},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         num_query_tokens=4,

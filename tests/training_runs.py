@@ -93,7 +93,7 @@ def without_dropout(checkpoint: Path, out: Path) -> Path:
     """The checkpoint with nothing random in its forward pass, so that runs can be compared to the last digits."""
     shutil.copytree(checkpoint, out)
     config = json.loads((out / "config.json").read_text())
-    config["face_config"]["dropout"] = 0.0
+    config["face_config"] |= {"dropout": 0.0, "evidence_dropout": 0.0}
     for part in ("qformer_config", "vision_config", "text_config"):
         config[part] |= {name: 0.0 for name in config[part] if "dropout" in name or name == "drop_path_rate"}
     (out / "config.json").write_text(json.dumps(config))
