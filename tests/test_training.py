@@ -140,7 +140,8 @@ def test_at_the_end_it_is_pushed_once(checkpoint, ferid, tmp_path, monkeypatch):
     """By `push_model`, which test_push_model tries against a Hub; never by TRL at every save."""
     pushed = []
     monkeypatch.setattr("ferid_dataset.push_model.push_model", lambda *args, **kwargs: pushed.append((args, kwargs)))
-    changes = {"push_to_hub": "true", "hub_model_id": "me/emo", "push_merged": "true", "hub_private_repo": "true"}
+    changes = {"push_to_hub": "true", "hub_model_id": "me/emo", "push_merged": "true", "hub_token": "hf_0"}
+    changes |= {"hub_private_repo": "true"}
     train_here(*recipe(checkpoint, ferid, tmp_path, max_steps=1, save_steps=1, **changes))
     [((folder, name), settings)] = pushed
     assert (str(folder), name) == (str(tmp_path), "me/emo") and settings["merged"] and settings["private"]
