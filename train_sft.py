@@ -67,7 +67,7 @@ def load_model(model_args: ModelConfig, stage_args: StageArguments):
             f"{name} is no checkpoint that can be read: make one with `emo-llama create {name}` ({reason})"
         ) from error
     processor.use_attributes = processor.use_attributes and stage_args.use_attributes
-    processor.use_faces = processor.use_faces and stage_args.use_faces
+    processor.read_faces = processor.read_faces and stage_args.use_faces
     return model, processor
 
 

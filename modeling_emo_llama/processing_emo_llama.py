@@ -73,7 +73,7 @@ class EmoLlamaProcessor(ProcessorMixin):
             Q-Former, never an answer.
         use_attributes (`bool`, defaults to `True`): whether the model is told the age, gender and race that are known,
             as in the published model; `False` is the ablation.
-        use_faces (`bool`, defaults to `True`): whether the model gets face priors; `False` answers without any.
+        read_faces (`bool`, defaults to `True`): whether the model gets face priors; `False` answers without any.
         image_token (`str`, defaults to `"<image>"`), video_token (`str`, defaults to `"<video>"`).
         chat_template (`str`, *optional*).
     """
@@ -95,7 +95,7 @@ class EmoLlamaProcessor(ProcessorMixin):
         face_settings: dict | None = None,
         user_turn: str = r"<\|im_start\|>user\n(.*?)<\|im_end\|>",
         use_attributes: bool = True,
-        use_faces: bool = True,
+        read_faces: bool = True,
         image_token: str = "<image>",
         video_token: str = "<video>",
         chat_template=None,
@@ -111,7 +111,7 @@ class EmoLlamaProcessor(ProcessorMixin):
         self.face_settings = face_settings or {}
         self.user_turn = user_turn
         self.use_attributes = use_attributes
-        self.use_faces = use_faces
+        self.read_faces = read_faces
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.video_token = video_token
@@ -165,7 +165,7 @@ class EmoLlamaProcessor(ProcessorMixin):
 
         found = [one if one is None else [one] for one in one_each(faces, pictures, "faces", "pictures")]
         found += one_each(video_faces, clips, "faces", "clips")
-        if use_faces is False or (use_faces is None and not (self.use_faces and self.max_faces)):
+        if use_faces is False or (use_faces is None and not (self.read_faces and self.max_faces)):
             found = [[[]] * len(frames) for frames in media]
         found = self.find_faces(media, found)
         known = one_each(attributes, pictures, "attributes", "pictures")

@@ -85,7 +85,7 @@ def test_lengths_are_those_of_the_collator(rows, processor):
     assert token_lengths(shuffled, processor) == padded_lengths(shuffled, processor)
 
 
-@pytest.mark.parametrize("setting", [{"use_attributes": False}, {"use_faces": False}])
+@pytest.mark.parametrize("setting", [{"use_attributes": False}, {"read_faces": False}])
 def test_lengths_follow_the_processors_settings(rows, tiny_checkpoint, setting):
     processor = AutoProcessor.from_pretrained(tiny_checkpoint)
     for name, value in setting.items():

@@ -73,7 +73,7 @@ def _sentences(row: dict, clip: bool, processor) -> list[str]:
     if not processor.use_attributes:
         return [""] * (1 if clip else row["pictures"])
     attributes, people = row.get("attributes"), row.get("faces")
-    if not (processor.use_faces and processor.max_faces):
+    if not (processor.read_faces and processor.max_faces):
         people = [[]] * row["pictures"]
     if not people:
         if _backend_knows_people(processor) and not all((attributes or {}).get(name) for name in ("age", "gender")):
