@@ -140,7 +140,8 @@ def environment(**variables: str) -> dict[str, str]:
 
 def launch(words: list[str], *options: str, **variables: str) -> None:
     """The documented command, from a folder that is not the checkout's."""
-    command = ["accelerate", "launch", *options, str(ROOT / "train_sft.py"), *words]
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]  # wherever PATH leads
+    command = [*accelerate, "launch", *options, str(ROOT / "train_sft.py"), *words]
     process = subprocess.run(command, env=environment(**variables), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
 
