@@ -9,9 +9,9 @@
 
 These are the very tensors that EMO-LLaMA is given: the same tower, the same faces. Each probe's regularisation is
 chosen by five-fold cross-validation inside the training split with no person in two folds, and so is the best probe.
-Who is the same person is told by the face embeddings (dlib's, average linkage at 0.4; against the names in a set of
-press photos that gave an adjusted Rand index of 0.89). A picture without a face is a person of its own, its priors
-the mean of the others'.
+Who is the same person is told by the face embeddings (dlib's, average linkage at 0.4; against the names in the file
+names of one set of photos that gave an adjusted Rand index of 0.89). A picture without a face is a person of its own,
+its priors the mean of the others'.
 """
 
 import sys
